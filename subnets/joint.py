@@ -1,0 +1,64 @@
+"""Joint training of all subnets in one weight set.
+
+Each step runs the full network on the labels, then smaller subnets on its answers (in-place distillation, temperature
+1) and a little on the labels; gradients add up, one optimizer step follows. The smallest subnet is in every step, or it
+collapses (the sandwich rule of US-Nets, Yu and Huang 2019, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from subnets.supernet import Supernet
+from subnets.training import Recipe
+
+
+class JointObjective:
+    """Cross-entropy of the full network plus ``soft`` distillation and ``1 - soft`` cross-entropy of the others.
+
+    Args:
+        supernet: trained in place.
+        recipe: precision, compilation and seed.
+        middle: how many of the subnets between smallest and largest run in each step; None = all.
+        soft: weight of the distillation term against the labels.
+    """
+
+    def __init__(self, supernet: Supernet, recipe: Recipe, *, middle: int | None = None, soft: float = 0.9) -> None:
+        self.module: nn.Module = supernet
+        self._names = supernet.ladder.names
+        self._bf16 = recipe.precision == "bf16"
+        self._soft = soft
+        between = self._names[1:-1]
+        self._middle = len(between) if middle is None else min(middle, len(between))
+        self._random = np.random.Generator(np.random.PCG64([recipe.seed, 99]))
+        self._run: Callable[[Tensor, str], Tensor] = supernet
+        if recipe.compile:
+            # One graph per subnet comes from one code object; the default limit is eight.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(self._names))
+            self._run = torch.compile(supernet, dynamic=False)
+
+    def backward(self, images: Tensor, labels: Tensor, share_done: float) -> Tensor:
+        """One pass of every chosen subnet; returns the mean of their losses."""
+        *smaller, largest = self._names
+        output = self._forward(images, largest)
+        loss = nn.functional.cross_entropy(output, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        target = output.detach().softmax(1)
+        total = loss.detach()
+        chosen = set(self._random.permutation(len(smaller) - 1)[: self._middle] + 1) if len(smaller) > 1 else set()
+        names = [name for index, name in enumerate(smaller) if index == 0 or index in chosen]
+        for name in names:
+            output = self._forward(images, name)
+            loss = self._soft * nn.functional.cross_entropy(output, target)
+            loss = loss + (1 - self._soft) * nn.functional.cross_entropy(output, labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach()
+        return total / (1 + len(names))
+
+    def _forward(self, images: Tensor, name: str) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+            return self._run(images, name).float()

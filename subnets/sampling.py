@@ -1,0 +1,257 @@
+"""The whole way from a trained network to a bundle, and from a bundle to a better one.
+
+* :func:`sample`: trace, score, allocate, sort once, give every subnet its batch-norm, write the bundle.
+* :func:`fine_tune`: train all subnets of a bundle jointly, choose statistics on the validation split, write it back.
+* :func:`evaluate`: accuracy of every subnet with its interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+from torch import nn
+
+from subnets import architectures, importance
+from subnets.allocation import Limits, allocate
+from subnets.bundle import (
+    SCHEMA,
+    Accuracy,
+    Architecture,
+    Bundle,
+    InputSpec,
+    Manifest,
+    SubnetEntry,
+    save,
+    wilson,
+    write_atomically,
+)
+from subnets.data import Dataset, Split
+from subnets.errors import InputError
+from subnets.groups import Traced, trace
+from subnets.joint import JointObjective
+from subnets.supernet import Supernet, extract, sort_channels
+from subnets.training import Progress, Recipe, accuracy, logits, recalibrate, train
+
+Watch = Callable[[Progress], None]
+_IDLE: Watch = lambda progress: None  # noqa: E731 (a named default)
+
+
+def open_checkpoint(path: Path, architecture: Architecture) -> nn.Module:
+    """A user's trained network: safetensors, or a torch file of tensors only (never arbitrary pickle).
+
+    Raises:
+        InputError: the file is missing, damaged, holds more than tensors, or is of another architecture.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; train one with 'gearshift pretrain'")
+    network = architectures.build(architecture.name, **architecture.arguments)
+    try:
+        if path.suffix == ".safetensors":
+            state: dict[str, Any] = load_file(path)
+        else:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # both readers raise many kinds for damaged files
+        raise InputError(
+            f"{path}: not a checkpoint of plain tensors ({str(error).splitlines()[0]}); save a state_dict again"
+        ) from None
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: holds a {type(state).__name__}, not a state_dict; save network.state_dict()")
+    architectures.load_weights(network, state, str(path))
+    return network.eval()
+
+
+def save_network(network: nn.Module, path: Path) -> None:
+    """Writes a plain network's state dict as safetensors, whole or not at all."""
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    write_atomically(path, serialise(state))
+
+
+class SampleOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the ladder is chosen."""
+
+    budgets: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    score: str = "taylor"
+    allocation: str = "greedy"
+    limits: Limits = Limits()
+
+
+def sample(
+    network: nn.Module,
+    architecture: Architecture,
+    dataset: Dataset,
+    options: SampleOptions,
+    out: Path,
+    *,
+    name: str = "",
+) -> Bundle:
+    """Samples nested subnets from a trained network and writes them as a bundle.
+
+    Args:
+        network: trained, plain; its channels are sorted in place.
+        architecture: how to build it again.
+        dataset: scores and batch-norm statistics come from its training split.
+        out: the bundle's directory.
+
+    Raises:
+        InputError: the network cannot be traced, an option is wrong, or the classes do not fit.
+    """
+    if logits(network.eval(), _first(dataset.test, 1), dataset).shape[1] != len(dataset.classes):
+        raise InputError(f"the network's outputs do not match the {len(dataset.classes)} classes of {dataset.name}")
+    traced = trace(network, dataset.shape)
+    scores = importance.score(options.score, network, traced, dataset)
+    ladder = allocate(options.allocation, traced, scores, options.budgets, options.limits)
+    sort_channels(network, traced.groups, scores)
+    supernet = Supernet(network, traced.groups, ladder)
+    for spec in ladder:
+        plain = extract(network, traced.groups, spec)
+        if spec.widths != traced.full:
+            recalibrate(plain, dataset, batch_count=20)
+        supernet.adopt_norms(spec.name, plain)
+    manifest = Manifest(
+        schema=SCHEMA,
+        name=name or out.name,
+        architecture=architecture,
+        input=_input(dataset),
+        labels=dataset.classes,
+        groups=traced.groups,
+        subnets=_entries(traced, ladder),
+        weights_sha256="",
+        provenance={"dataset": dataset.name, "sampling": msgspec.to_builtins(options)},
+    )
+    measured = evaluate(supernet, dataset, "test")
+    return save(out, _with_accuracy(manifest, measured), supernet.tensors(), card(_with_accuracy(manifest, measured)))
+
+
+def fine_tune(
+    bundle: Bundle,
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    middle: int | None = None,
+    checkpoint: Path | None = None,
+    provenance: dict[str, Any] | None = None,
+    on_step: Watch = _IDLE,
+) -> Bundle:
+    """Trains a bundle's subnets jointly and writes the result back; exports of the old weights are dropped.
+
+    For each subnet the averaged or the recalibrated batch-norm statistics are kept, whichever is better on the
+    validation split; the test split is only reported.
+
+    Raises:
+        InputError: the data do not fit the bundle, or training fails.
+    """
+    check_data(bundle, dataset)
+    supernet = Supernet.from_bundle(bundle)
+    objective = JointObjective(supernet, recipe.check(), middle=middle)
+    train(objective, dataset, recipe, checkpoint=checkpoint, on_step=on_step)
+    statistics = {}
+    for subnet in supernet.ladder.names:
+        plain = supernet.extract(subnet)
+        before = _top1(plain, dataset, dataset.validation)
+        recalibrate(plain, dataset)
+        after = _top1(plain, dataset, dataset.validation)
+        statistics[subnet] = "recalibrated" if after >= before else "averaged"
+        if after >= before:
+            supernet.adopt_norms(subnet, plain)
+    training = {"recipe": msgspec.to_builtins(recipe), "middle": middle, "statistics": statistics, **(provenance or {})}
+    manifest = msgspec.structs.replace(
+        bundle.manifest, exports=(), provenance={**bundle.manifest.provenance, "training": training}
+    )
+    manifest = _with_accuracy(manifest, evaluate(supernet, dataset, "test"))
+    return save(bundle.path, manifest, supernet.tensors(), card(manifest))
+
+
+def evaluate(supernet: Supernet, dataset: Dataset, split: str) -> dict[str, Accuracy]:
+    """Accuracy of every subnet on a split (``test`` or ``validation``), f32."""
+    images: Split = getattr(dataset, split)
+    found = {}
+    for subnet in supernet.ladder.names:
+        share = _top1(supernet.extract(subnet), dataset, images)
+        found[subnet] = wilson(round(share * len(images)), len(images), f"{dataset.name} {split}")
+    return found
+
+
+def check_data(bundle: Bundle, dataset: Dataset) -> None:
+    """Refuses data a bundle's networks cannot take.
+
+    Raises:
+        InputError: image shape or number of classes differ.
+    """
+    if dataset.shape != bundle.input.shape or len(dataset.classes) != len(bundle.labels):
+        raise InputError(
+            f"data '{dataset.name}' has {len(dataset.classes)} classes of {dataset.shape} images; "
+            f"bundle '{bundle.name}' takes {len(bundle.labels)} classes of {bundle.input.shape}; give its own data"
+        )
+
+
+def card(manifest: Manifest) -> str:
+    """The bundle's model card, in Markdown."""
+    rows = []
+    for entry in manifest.subnets:
+        measured = entry.accuracy
+        text = f"{measured.value:.2%} ({measured.low:.2%} to {measured.high:.2%})" if measured else "not measured"
+        rows.append(f"| {entry.name} | {entry.macs / 1e6:.2f} M | {entry.parameters / 1e3:.1f} k | {text} |")
+    split = next((f" ({e.accuracy.split}, n = {e.accuracy.n})" for e in manifest.subnets if e.accuracy), "")
+    notes = msgspec.json.format(msgspec.json.encode(manifest.provenance), indent=2).decode()
+    shape = " x ".join(map(str, manifest.input.shape))
+    return "\n".join(
+        [
+            f"# {manifest.name}",
+            "",
+            f"{len(manifest.subnets)} nested subnets of `{manifest.architecture.name}` in one weight set, "
+            f"made with Gearshift. Input: {shape}, normalised with mean {list(manifest.input.mean)} and deviation "
+            f"{list(manifest.input.std)} after scaling pixels to 0..1. Classes: {', '.join(manifest.labels[:20])}"
+            + (" ..." if len(manifest.labels) > 20 else "")
+            + ".",
+            "",
+            f"| subnet | MACs | parameters | accuracy{split} |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+            "Intervals are 95 % Wilson score intervals. How it was made:",
+            "",
+            "```json",
+            notes,
+            "```",
+            "",
+        ]
+    )
+
+
+def _top1(network: nn.Module, dataset: Dataset, split: Split) -> float:
+    return accuracy(logits(network, split, dataset), split)
+
+
+def _first(split: Split, count: int) -> Split:
+    from subnets.data import ArraySplit
+
+    indices = torch.arange(count).numpy()
+    return ArraySplit(split.read(indices), split.labels[indices])
+
+
+def _input(dataset: Dataset) -> InputSpec:
+    channels, height, width = dataset.shape
+    return InputSpec(channels=channels, height=height, width=width, mean=dataset.mean, std=dataset.std)
+
+
+def _entries(traced: Traced, ladder: Sequence[Any]) -> tuple[SubnetEntry, ...]:
+    return tuple(
+        SubnetEntry(
+            name=spec.name,
+            widths=dict(spec.widths),
+            macs=traced.macs(spec.widths),
+            parameters=traced.parameter_count(spec.widths),
+        )
+        for spec in ladder
+    )
+
+
+def _with_accuracy(manifest: Manifest, measured: dict[str, Accuracy]) -> Manifest:
+    subnets = tuple(msgspec.structs.replace(entry, accuracy=measured[entry.name]) for entry in manifest.subnets)
+    return msgspec.structs.replace(manifest, subnets=subnets)
