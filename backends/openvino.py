@@ -1,0 +1,257 @@
+"""OpenVINO on the CPU: one separately compiled model per subnet, resident, with one bound request.
+
+An artifact is a directory with the subnet's IR (f16 weights, mapped from disk) and ``compiled.blob``, what the
+compiler made of it without the weights (a hundred kilobytes). Loading takes the graph from the blob and the weights
+from the mapped IR, so it needs neither the bundle nor torch. ``docs/backends.md`` gives reasons and measurements.
+
+* :class:`OpenVINOBackend`: builds and loads.
+* :class:`OpenVINOEngine`: answers.
+
+Knows nothing of other engines: nothing is shared between subnets but the plugin and the page cache.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backends import requests, store
+from backends.base import Artifact, Availability, Backend, Batch, CompileRequest, Engine, artifact_key, cache_path
+from backends.runtime import Processor, all_finite, growth, load_openvino, openvino_core, resident_bytes
+from subnets import Bundle, EngineError, InputError, UnavailableError
+from subnets.bundle import sha256
+
+_IR, _WEIGHTS, _BLOB = "model.xml", "model.bin", "compiled.blob"
+
+
+class OpenVINOBackend(Backend):
+    """Compiles subnets with OpenVINO's CPU plugin.
+
+    Args:
+        cache: where artifacts lie; by default :func:`backends.base.cache_path`.
+    """
+
+    name = "openvino"
+    device = "CPU"
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self.cache = cache_path(cache).absolute()
+
+    def available(self) -> Availability:
+        """Whether openvino is installed and its CPU plugin loads."""
+        try:
+            version = load_openvino().__version__.partition("-")[0]
+            capabilities = self._capabilities()
+        except UnavailableError as error:
+            return Availability(False, str(error))
+        except RuntimeError as error:  # what the plugin loader raises
+            return Availability(False, f"OpenVINO's CPU plugin does not load: {_cause(error)}")
+        return Availability(True, f"OpenVINO {version} on {Processor.here().model} ({', '.join(capabilities)})")
+
+    def precisions(self) -> tuple[str, ...]:
+        """f32, then f16 and bf16 where both the plugin offers them and the processor computes in them."""
+        capabilities, processor = self._capabilities(), Processor.here()
+        offered = ["f32"]
+        if "FP16" in capabilities and processor.computes_f16:
+            offered.append("f16")
+        if "BF16" in capabilities and processor.computes_bf16:
+            offered.append("bf16")
+        return tuple(offered)
+
+    def build(self, bundle: Bundle, request: CompileRequest) -> Artifact:
+        """The artifact for a request: from the cache, else compiled from the bundle's export or a fresh one.
+
+        Raises:
+            InputError: the subnet, precision, a batch size or the threads are not to be had, or the export is damaged.
+            UnavailableError: openvino is missing, or the bundle has no export and torch is missing.
+        """
+        request = requests.checked(bundle, request, self.precisions())
+        files = _export_files(bundle, request.subnet)
+        identity = self._identity()
+        key = artifact_key(bundle, request, backend=self.name, export=sorted(files.values()), **identity)
+        final = self.cache / self.name / key
+        if (found := store.find(final, identity)) is not None:
+            return found
+        with store.staging(final) as temporary:
+            _place_ir(bundle, request.subnet, files, temporary)
+            classes = _compile(temporary, bundle, request)
+            artifact = Artifact(
+                path=str(final),
+                key=key,
+                backend=self.name,
+                device=self.device,
+                request=request,
+                input_shape=bundle.input.shape,
+                classes=classes,
+            )
+            return store.publish(temporary, artifact, identity)
+
+    def load(self, artifact: Artifact) -> OpenVINOEngine:
+        """An engine on an artifact, after checking every byte of it.
+
+        Raises:
+            EngineError: the artifact is damaged, or of another version of the library or another processor.
+            UnavailableError: openvino is missing.
+        """
+        store.check(artifact, self._identity())
+        return OpenVINOEngine(artifact)
+
+    def _capabilities(self) -> tuple[str, ...]:
+        return tuple(sorted(openvino_core().get_property(self.device, "OPTIMIZATION_CAPABILITIES")))
+
+    def _identity(self) -> dict[str, str]:
+        return {
+            "openvino": load_openvino().__version__,
+            "processor": Processor.here().model,
+            "capabilities": " ".join(self._capabilities()),
+        }
+
+
+class OpenVINOEngine(Engine):
+    """One compiled subnet with one inference request whose input and output are bound to arrays of its own."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        before = resident_bytes()
+        ov = load_openvino()
+        directory = Path(artifact.path)
+        options = _options(artifact.request) | {"WEIGHTS_PATH": str(directory / _WEIGHTS)}
+        try:
+            compiled = openvino_core().import_model((directory / _BLOB).read_bytes(), artifact.device, options)
+            self._request: Any = compiled.create_infer_request()
+        except (RuntimeError, OSError) as error:
+            raise EngineError(f"{directory}: cannot be loaded ({_cause(error)}); build it again") from None
+        self._buffers = {}
+        for size in artifact.request.batch_sizes:
+            buffer = _Buffer(ov, (size, *artifact.input_shape), (size, artifact.classes))
+            self._buffers[buffer.input.shape] = buffer
+        self._bound: _Buffer | None = None
+        # Twice: the first inference of a batch size creates its kernels, the second finds the weights in the cache.
+        for shape in self._buffers:
+            for _ in range(2):
+                self.infer(np.zeros(shape, np.float32))
+        self._memory_bytes = growth(before)
+
+    def infer(self, batch: Batch) -> Batch:
+        """Logits [N, classes], f32, for a batch [N, C, H, W]; see :meth:`backends.base.Engine.infer`."""
+        request = self._request
+        if request is None:
+            raise EngineError(f"the engine of subnet '{self.artifact.request.subnet}' is closed")
+        if not isinstance(batch, np.ndarray) or batch.dtype != np.float32:
+            raise requests.refusal(self.artifact, batch)
+        buffer = self._buffers.get(batch.shape)
+        if buffer is None:
+            raise requests.refusal(self.artifact, batch)
+        np.copyto(buffer.input, batch)
+        if not all_finite(buffer.flat_input):
+            raise requests.not_finite()
+        try:
+            if buffer is not self._bound:
+                request.set_input_tensor(buffer.input_tensor)
+                request.set_output_tensor(buffer.output_tensor)
+                self._bound = buffer
+            request.infer()
+        except RuntimeError as error:
+            raise EngineError(f"subnet '{self.artifact.request.subnet}' failed: {_cause(error)}") from None
+        if not all_finite(buffer.flat_output):
+            raise EngineError(f"subnet '{self.artifact.request.subnet}' answered with NaN or infinity")
+        return buffer.output.copy()
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Growth of the process's resident memory from before loading to after warming up.
+
+        Includes the pages of the mapped IR, which the kernel can take back. An engine loaded where another was freed
+        can reuse its memory and then measures less; None where nothing grew.
+        """
+        return self._memory_bytes
+
+    def close(self) -> None:
+        """Frees the compiled model; closing twice is harmless."""
+        self._request = self._bound = None
+        self._buffers = {}
+
+
+class _Buffer:
+    """The arrays a request reads and writes for one batch size, shared with OpenVINO without copies."""
+
+    def __init__(self, ov: Any, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
+        self.input, self.output = np.zeros(input_shape, np.float32), np.zeros(output_shape, np.float32)
+        self.flat_input, self.flat_output = self.input.reshape(-1), self.output.reshape(-1)
+        self.input_tensor = ov.Tensor(self.input, shared_memory=True)
+        self.output_tensor = ov.Tensor(self.output, shared_memory=True)
+
+
+def _options(request: CompileRequest) -> dict[str, Any]:
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": request.threads,
+        "ENABLE_CPU_PINNING": False,  # a pinned thread waits behind whoever else is pinned to its core
+        "INFERENCE_PRECISION_HINT": request.precision,  # the default is whatever is fastest, not what was asked for
+        "CACHE_MODE": "OPTIMIZE_SIZE",  # the blob leaves the weights in the IR
+    }
+
+
+def _export_files(bundle: Bundle, subnet: str) -> dict[str, str]:
+    """{file: SHA-256} of the bundle's OpenVINO export of a subnet, empty where it carries none."""
+    for export in bundle.manifest.exports:
+        if (export.subnet, export.format) == (subnet, "openvino"):
+            return dict(export.files)
+    return {}
+
+
+def _place_ir(bundle: Bundle, subnet: str, files: dict[str, str], directory: Path) -> None:
+    """Puts the subnet's IR into ``directory``: the bundle's own as hard links where possible, else a fresh export."""
+    first = bundle.export(subnet, "openvino")
+    if first is None:
+        from backends.export import export_openvino
+
+        try:
+            export_openvino(bundle, subnet, directory / _IR)
+        except UnavailableError:
+            raise UnavailableError(
+                f"{bundle.path}: carries no openvino export of '{subnet}' and making one needs torch; "
+                "run 'gearshift export' where torch is installed and copy the bundle again"
+            ) from None
+        return
+    for name, expected in files.items():
+        source, target = bundle.path / name, directory / (_IR if bundle.path / name == first else _WEIGHTS)
+        if not source.resolve().is_relative_to(bundle.path.resolve()) or not source.is_file():
+            raise InputError(f"{source}: named in bundle.json but not in the bundle; run 'gearshift export' again")
+        try:
+            os.link(source, target)  # artifacts of one subnet then share the file and its page cache
+        except OSError:
+            shutil.copyfile(source, target)  # another file system, or links are not allowed
+        if sha256(target) != expected:
+            raise InputError(f"{source}: damaged (its SHA-256 is not bundle.json's); run 'gearshift export' again")
+
+
+def _compile(directory: Path, bundle: Bundle, request: CompileRequest) -> int:
+    """Compiles the IR in ``directory`` into ``compiled.blob`` beside it; the number of classes."""
+    ov, core = load_openvino(), openvino_core()
+    try:
+        model = core.read_model(directory / _IR)
+        smallest, largest = request.batch_sizes[0], request.batch_sizes[-1]
+        batch = ov.Dimension(smallest) if smallest == largest else ov.Dimension(1, largest)
+        model.reshape(ov.PartialShape([batch, *bundle.input.shape]))
+        found, rank = model.outputs[0].get_partial_shape(), len(model.outputs[0].get_partial_shape())
+        if len(model.inputs) != 1 or len(model.outputs) != 1 or rank != 2 or found[1].is_dynamic:
+            raise InputError(f"{bundle.path}: the export of '{request.subnet}' is no classifier; export it again")
+        compiled = core.compile_model(model, "CPU", _options(request))
+        (directory / _BLOB).write_bytes(compiled.export_model().getvalue())
+        return int(found[1].get_length())
+    except RuntimeError as error:
+        raise InputError(
+            f"{bundle.path}: the export of '{request.subnet}' does not compile ({_cause(error)}); export it again"
+        ) from None
+
+
+def _cause(error: BaseException) -> str:
+    """The last non-empty line of a library's message: the cause, without its source locations."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,160 @@
+"""OpenVINO: the contract, what the artifact holds, and what is refused."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from backends import CompileRequest, store
+from backends.contract import TOLERANCE, BackendContract
+from backends.openvino import OpenVINOBackend
+from subnets import EngineError, InputError, UnavailableError
+from subnets.bundle import Bundle
+
+
+class TestOpenVINOOnAnExport(BackendContract):
+    """The bundle carries its exports: no torch is needed anywhere."""
+
+    @pytest.fixture
+    def backend(self, tmp_path):
+        return OpenVINOBackend(tmp_path / "cache")
+
+    @pytest.fixture
+    def bundle(self, hand_bundle):
+        return hand_bundle
+
+    @pytest.fixture
+    def reference(self, hand_reference):
+        return hand_reference
+
+
+class TestOpenVINOExportingFirst:
+    """The bundle carries none: build() makes them with torch."""
+
+    def test_answers_are_those_of_the_torch_network(self, tmp_path, tiny_bundle, tiny_reference):
+        backend = OpenVINOBackend(tmp_path / "cache")
+        images = np.random.default_rng(0).standard_normal((3, 1, 16, 16), np.float32)
+        request = CompileRequest(subnet="s50", batch_sizes=(3,))
+        with contextlib.closing(backend.load(backend.build(tiny_bundle, request))) as engine:
+            expected = tiny_reference("s50", images)
+            assert np.abs(engine.infer(images) - expected).max() <= TOLERANCE["f32"] * np.abs(expected).max()
+
+    def test_without_torch_it_says_what_to_do(self, tmp_path, tiny_bundle, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torch", None)
+        with pytest.raises(UnavailableError, match="gearshift export"):
+            OpenVINOBackend(tmp_path / "cache").build(tiny_bundle, CompileRequest(subnet="s50"))
+        assert list((tmp_path / "cache" / "openvino").iterdir()) == []
+
+
+@pytest.fixture
+def backend(tmp_path):
+    return OpenVINOBackend(tmp_path / "cache")
+
+
+def test_the_artifact_shares_the_export_and_compiles_without_weights(backend, hand_bundle):
+    artifact = backend.build(hand_bundle, CompileRequest(subnet="s100"))
+    files = {path.name: path for path in Path(artifact.path).iterdir()}
+    assert files.keys() == {"artifact.json", "compiled.blob", "model.bin", "model.xml"}
+    assert files["model.bin"].samefile(hand_bundle.path / "exports/openvino/s100.bin")
+
+
+def test_the_blob_does_not_grow_with_the_weights(backend, hand_bundle):
+    """Eight or four channels: the weights differ, the compiled graph does not."""
+    sizes = []
+    for subnet in ("s50", "s100"):
+        artifact = backend.build(hand_bundle, CompileRequest(subnet=subnet))
+        sizes.append((Path(artifact.path) / "compiled.blob").stat().st_size)
+    assert abs(sizes[0] - sizes[1]) < 64
+
+
+def test_the_artifact_outlives_the_bundle(backend, hand_bundle, hand_reference):
+    images = np.ones((1, 2, 6, 5), np.float32)
+    expected = hand_reference("s50", images)
+    artifact = backend.build(hand_bundle, CompileRequest(subnet="s50"))
+    hand_bundle.path.rename(hand_bundle.path.with_name("gone"))
+    with contextlib.closing(backend.load(artifact)) as engine:
+        assert np.abs(engine.infer(images) - expected).max() <= 5e-3 * np.abs(expected).max()
+
+
+def test_a_damaged_export_is_refused_and_leaves_nothing_behind(backend, hand_bundle):
+    weights = hand_bundle.path / "exports/openvino/s50.bin"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(InputError, match=r"s50\.bin"):
+        backend.build(hand_bundle, CompileRequest(subnet="s50"))
+    assert list((backend.cache / "openvino").iterdir()) == []
+
+
+def test_an_export_outside_the_bundle_is_refused(backend, hand_bundle, tmp_path):
+    outside = tmp_path / "outside.xml"
+    outside.write_text("<net/>")
+    export = hand_bundle.manifest.exports[0]
+    changed = hand_bundle.rewrite(exports=(msgspec.structs.replace(export, files={"../outside.xml": "0" * 64}),))
+    with pytest.raises(InputError, match="not in the bundle"):
+        backend.build(changed, CompileRequest(subnet=export.subnet))
+
+
+def test_an_export_of_another_input_is_refused(backend, hand_bundle):
+    wider = msgspec.structs.replace(hand_bundle.input, channels=3)
+    with pytest.raises(InputError, match="export it again"):
+        backend.build(hand_bundle.rewrite(input=wider), CompileRequest(subnet="s50"))
+
+
+def test_another_library_or_processor_means_another_artifact(backend, hand_bundle):
+    artifact = backend.build(hand_bundle, CompileRequest(subnet="s50"))
+    record = Path(artifact.path) / store.RECORD
+    older = msgspec.json.decode(record.read_bytes())
+    older["identity"]["openvino"] = "2020.1"
+    record.write_bytes(msgspec.json.encode(older))
+    with pytest.raises(EngineError, match=r"openvino '2020\.1'"):
+        backend.load(artifact)
+    assert backend.build(hand_bundle, CompileRequest(subnet="s50")) == artifact
+    backend.load(artifact).close()
+
+
+def test_accuracies_and_labels_do_not_change_the_artifact(backend, hand_bundle):
+    first = backend.build(hand_bundle, CompileRequest(subnet="s50"))
+    renamed = hand_bundle.rewrite(labels=("x", "y", "z"), name="other")
+    assert backend.build(Bundle.open(renamed.path), CompileRequest(subnet="s50")) == first
+
+
+def test_logits_that_overflow_are_an_engine_error(backend, hand_bundle):
+    with contextlib.closing(backend.load(backend.build(hand_bundle, CompileRequest(subnet="s100")))) as engine:
+        with pytest.raises(EngineError, match="NaN or infinity"):
+            engine.infer(np.full((1, 2, 6, 5), 3e38, np.float32))
+        assert np.isfinite(engine.infer(np.ones((1, 2, 6, 5), np.float32))).all()
+
+
+def test_large_finite_values_are_not_mistaken_for_infinity(backend, hand_bundle):
+    """Their sum overflows f32, the values do not: only the exact look can tell."""
+    images = np.zeros((1, 2, 6, 5), np.float32)
+    images[0, 0, 0, :4] = 2e38
+    artifact = backend.build(hand_bundle, CompileRequest(subnet="s50"))
+    with contextlib.closing(backend.load(artifact)) as engine, pytest.raises(EngineError, match="answered"):
+        engine.infer(images)  # accepted as an image; it is the logits that overflow
+
+
+def test_the_cache_that_cannot_be_written_is_named(tmp_path, hand_bundle):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UnavailableError, match="GEARSHIFT_CACHE"):
+        OpenVINOBackend(tmp_path / "file").build(hand_bundle, CompileRequest(subnet="s50"))
+
+
+def test_two_processes_building_the_same_artifact_both_get_it(backend, hand_bundle):
+    script = (
+        "import sys\nfrom pathlib import Path\n"
+        "from backends import CompileRequest, create\nfrom subnets import Bundle\n"
+        "backend = create('openvino', Path(sys.argv[1]))\n"
+        "engine = backend.load(backend.build(Bundle.open(sys.argv[2]), CompileRequest(subnet='s50')))\n"
+        "engine.close()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", script, str(backend.cache), str(hand_bundle.path)]
+    builders = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    assert [builder.wait(120) for builder in builders] == [0, 0]
+    artifact = backend.build(hand_bundle, CompileRequest(subnet="s50"))
+    assert [path.name for path in Path(artifact.path).parent.iterdir()] == [artifact.key]

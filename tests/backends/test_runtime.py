@@ -1,0 +1,102 @@
+"""What this process finds: the processor, the libraries, finite numbers; and backends by name."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+import backends
+from backends import create
+from backends.openvino import OpenVINOBackend
+from backends.runtime import Processor, all_finite
+from subnets import InputError
+
+
+def _cpuinfo(tmp_path, text):
+    file = tmp_path / "cpuinfo"
+    file.write_text(text)
+    return Processor.here(file)
+
+
+@pytest.mark.parametrize(
+    ("listed", "bf16", "f16"),
+    [
+        ("flags\t\t: fpu avx2 fma", False, False),
+        ("flags\t\t: avx512f avx512_bf16", True, False),
+        ("flags\t\t: avx512_bf16 avx512_fp16 amx_bf16", True, False),
+        ("flags\t\t: amx_bf16 amx_fp16", True, True),
+        ("Features\t: fp asimd asimdhp", False, True),
+        ("Features\t: fp asimd asimdhp bf16", True, True),
+        ("", False, False),
+    ],
+)
+def test_half_precisions_are_native_only_with_the_processor_s_instructions(tmp_path, listed, bf16, f16):
+    processor = _cpuinfo(tmp_path, f"processor\t: 0\nmodel name\t: Some CPU @ 2: GHz\n{listed}\n")
+    assert processor.model == "Some CPU @ 2: GHz"
+    assert (processor.computes_bf16, processor.computes_f16) == (bf16, f16)
+
+
+def test_a_kernel_that_lists_nothing_leaves_f32(tmp_path):
+    processor = Processor.here(tmp_path / "missing")
+    assert processor.model and not processor.computes_bf16 and not processor.computes_f16
+
+
+def test_a_precision_needs_both_the_plugin_and_the_processor(tmp_path, monkeypatch):
+    backend = OpenVINOBackend(tmp_path)
+    native = Processor("x", frozenset({"amx_bf16", "amx_fp16"}))
+    for capabilities, processor, expected in (
+        (("BF16", "FP16", "FP32"), native, ("f32", "f16", "bf16")),
+        (("BF16", "FP32"), native, ("f32", "bf16")),
+        (("BF16", "FP16", "FP32"), Processor("x", frozenset({"avx2"})), ("f32",)),
+    ):
+        monkeypatch.setattr(backend, "_capabilities", lambda capabilities=capabilities: capabilities)
+        monkeypatch.setattr(Processor, "here", staticmethod(lambda processor=processor: processor))
+        assert backend.precisions() == expected
+
+
+@given(arrays.arrays(np.float32, st.integers(1, 300), elements=st.floats(width=32)))
+def test_finite_means_what_numpy_says(values):
+    assert all_finite(values) == bool(np.isfinite(values).all())
+
+
+def test_backends_are_made_by_name_and_near_misses_are_named(tmp_path):
+    assert [backend.name for backend in backends.all_backends(tmp_path)] == list(backends.NAMES)
+    with pytest.raises(InputError, match="did you mean 'openvino'"):
+        create("openvno")
+    with pytest.raises(InputError, match="known: openvino, torch"):
+        create("abacus")
+
+
+def _run(script):
+    path = ":".join(entry for entry in sys.path if entry)
+    return subprocess.run(
+        [sys.executable, "-c", script], env={"PYTHONPATH": path, "HOME": "/nonexistent"}, capture_output=True, text=True
+    )
+
+
+def test_the_front_door_imports_neither_torch_nor_openvino():
+    script = "import sys, backends; print(sorted({'torch', 'openvino'} & sys.modules.keys()))"
+    assert _run(script).stdout == "[]\n"
+
+
+def test_openvino_comes_without_its_telemetry_and_leaves_it_importable():
+    script = (
+        "import sys; from backends.runtime import load_openvino; load_openvino()\n"
+        "assert 'openvino.tools.ovc.telemetry_stub' in sys.modules and 'openvino_telemetry' not in sys.modules\n"
+    )
+    result = _run(script)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_missing_library_is_said_in_one_sentence():
+    script = (
+        "import sys; sys.modules['openvino'] = sys.modules['torch'] = None\n"
+        "import backends\n"
+        "for backend in backends.all_backends():\n"
+        "    print(backend.available().ok, 'pip install' in backend.available().why)\n"
+    )
+    assert _run(script).stdout == "False True\nFalse True\n"
