@@ -1,0 +1,63 @@
+"""What a rung will draw at a given arrival rate, from the table alone.
+
+At ``rate`` images per second a rung spends ``min(rate, throughput)`` times its net energy per image above idle: a
+device that cannot keep up is busy all the time and no more. Knows nothing of batteries or heat.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from calibration.table import Row
+from policies.rungs import Rungs
+
+
+class PowerModel(msgspec.Struct, frozen=True, kw_only=True):
+    """Energy per rung, index as in :class:`~policies.rungs.Rungs`; a column is None unless every rung has it."""
+
+    idle_w: float | None
+    net_energy_j: tuple[float, ...] | None  # per image, above idle
+    cpu_s: tuple[float, ...] | None  # processor seconds per image
+    busy_w: tuple[float, ...] | None  # the whole domain, back to back
+    throughput_hz: tuple[float, ...]  # images per second, back to back
+
+    def inference_w(self, index: int, rate_hz: float) -> float | None:
+        """Power above idle at this arrival rate; None when energies are unknown."""
+        if self.net_energy_j is None:
+            return None
+        return min(rate_hz, self.throughput_hz[index]) * self.net_energy_j[index]
+
+    def difference_w(self, index: int, other: int, rate_hz: float | None) -> float | None:
+        """How much more ``index`` draws than ``other``; back to back when the rate is unknown."""
+        if rate_hz is None:
+            return None if self.busy_w is None else self.busy_w[index] - self.busy_w[other]
+        mine, theirs = self.inference_w(index, rate_hz), self.inference_w(other, rate_hz)
+        return None if mine is None or theirs is None else mine - theirs
+
+
+def power_model(rungs: Rungs, idle_w: float | None) -> PowerModel:
+    """The columns of a ladder; ``idle_w`` is the table's idle power."""
+    return PowerModel(
+        idle_w=idle_w,
+        net_energy_j=_all(tuple(_net_energy_j(row, idle_w) for row in rungs.rows)),
+        cpu_s=_all(tuple(row.cpu_s or None for row in rungs.rows)),
+        busy_w=_all(tuple(row.power_w for row in rungs.rows)),
+        throughput_hz=tuple(row.throughput_per_s for row in rungs.rows),
+    )
+
+
+def _net_energy_j(row: Row, idle_w: float | None) -> float | None:
+    """Net energy per image: measured, else gross minus idle over the time of one image, else gross."""
+    if row.net_energy_j is not None:
+        return max(0.0, row.net_energy_j)  # a difference of two measurements may fall below zero by noise
+    gross = row.energy_j
+    if gross is None and row.power_w is not None:
+        gross = row.power_w / row.throughput_per_s
+    if gross is None:
+        return None
+    return max(0.0, gross - (idle_w or 0.0) / row.throughput_per_s)
+
+
+def _all(values: tuple[float | None, ...]) -> tuple[float, ...] | None:
+    known = tuple(value for value in values if value is not None)
+    return known if len(known) == len(values) else None

@@ -1,0 +1,131 @@
+"""The strictest ceiling, and the default policy built on it."""
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies import Conditions, Goals
+from policies.battery import Battery
+from policies.composite import Composite
+from policies.contract import all_goals, timelines
+from policies.power import Power
+from policies.strictest import Strictest
+from policies.thermal import Thermal
+from policies.throughput import Throughput
+from subnets.errors import InputError
+
+GOALS = Goals(
+    deadline_ms=60.0,
+    temperature_limit_c=85.0,
+    last_until_s=36_000.0,
+    reserve=0.0,
+    battery_capacity_j=200_000.0,
+    max_power_w=20.0,
+)
+FINE = Conditions(
+    time_s=0.0,
+    temperature_c=50.0,
+    throttled=False,
+    battery_charge=1.0,
+    on_mains=False,
+    arrival_rate_hz=5.0,
+    queue_depth=0,
+    slowdown=1.0,
+    power_w=4.0,
+)
+
+
+def members(goals):
+    return [Throughput(goals), Thermal(goals), Battery(goals), Power(goals)]
+
+
+def with_(conditions, **changes):
+    return msgspec.structs.replace(conditions, **changes)
+
+
+def test_when_all_is_well_the_most_accurate_is_used(table):
+    decision = Composite(GOALS).decide(FINE, table, None)
+    assert (decision.point, decision.bound) == ("s100@openvino:bf16:b1", "none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "bound", "subnet"),
+    [
+        ({"arrival_rate_hz": 80.0, "battery_charge": None}, "throughput", "s75"),
+        ({"queue_depth": 8}, "deadline", "s75"),
+        ({"temperature_c": 80.0}, "thermal", "s75"),
+        ({"throttled": True}, "thermal", "s75"),
+        ({"battery_charge": 0.55}, "battery", "s25"),  # 3.06 W allowed, s50 needs 3.1 W
+        ({"power_w": 21.5}, "power", "s50"),  # 11.5 W of others beside s100, 8.5 W are left
+    ],
+)
+def test_each_constraint_binds_with_its_own_reason(table, changes, bound, subnet):
+    decision = Composite(GOALS).decide(with_(FINE, **changes), table, "s100@openvino:bf16:b1")
+    assert (decision.bound, decision.point.partition("@")[0]) == (bound, subnet)
+    assert decision.reason.startswith({"deadline": "throughput"}.get(bound, bound))
+
+
+def test_it_goes_down_at_once_and_up_after_ten_votes_and_ten_seconds(table):
+    policy, shown = Composite(GOALS), []
+    for t in range(40):
+        busy = 10 <= t < 15
+        moment = with_(FINE, time_s=float(t), arrival_rate_hz=150.0 if busy else 5.0, battery_charge=None)
+        shown.append(policy.decide(moment, table, shown[-1] if shown else None).point)
+    subnets = [point.partition("@")[0] for point in shown]
+    assert subnets[:10] == ["s100"] * 10
+    assert subnets[10:24] == ["s50"] * 14  # calm from 15 on: votes 15 to 24
+    assert subnets[24:] == ["s100"] * 16
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+def test_the_default_is_never_above_any_members_ceiling_and_invents_no_point(table, data):
+    goals = data.draw(all_goals())
+    composite, alone = Composite(goals), members(goals)
+    ranks = {row.point: row.accuracy for row in table.rows}
+    named = set()
+    for moment, current in data.draw(timelines(tuple(ranks))):
+        ceilings = [member.decide(moment, table, current).point for member in alone]
+        decision = composite.decide(moment, table, current)
+        named |= {*ceilings, current}
+        assert ranks[decision.point] <= min(ranks[point] for point in ceilings)
+        assert decision.point in named
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+def test_the_strictest_is_exactly_the_lowest_ceiling_and_urgent_when_any_is(table, data):
+    goals = data.draw(all_goals())
+    together, alone = Strictest(members(goals)), members(goals)
+    ranks = {row.point: row.accuracy for row in table.rows}
+    for moment, current in data.draw(timelines(tuple(ranks))):
+        ceilings = [member.decide(moment, table, current) for member in alone]
+        decision = together.decide(moment, table, current)
+        assert ranks[decision.point] == min(ranks[ceiling.point] for ceiling in ceilings)
+        assert decision.reason in {ceiling.reason for ceiling in ceilings if ceiling.point == decision.point}
+        assert decision.urgent == any(ceiling.urgent for ceiling in ceilings)
+
+
+def test_the_plan_of_the_deadline_ends_at_the_ceiling_of_the_heat(table):
+    decision = Composite(GOALS).decide(with_(FINE, temperature_c=80.0), table, "s75@openvino:bf16:b1")
+    assert [step.point.partition("@")[0] for step in decision.slack_plan] == ["s25", "s50"]
+
+
+def test_options_reach_the_parts():
+    with pytest.raises(InputError, match=r"rho_max is 2"):
+        Composite(GOALS, rho_max=2.0)
+    with pytest.raises(InputError, match=r"up_votes is 0"):
+        Composite(GOALS, up_votes=0)
+
+
+def test_members_must_be_some_and_different():
+    with pytest.raises(InputError, match="at least one"):
+        Strictest([])
+    with pytest.raises(InputError, match="none of them twice"):
+        Strictest([Power(GOALS), Power(GOALS)])
+
+
+def test_a_state_of_other_members_is_refused():
+    with pytest.raises(InputError, match="thermal"):
+        Strictest([Power(GOALS)]).restore(Strictest([Thermal(GOALS)]).state())
