@@ -10,6 +10,7 @@ unaligned widths cost engines as much as the next multiple or more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -48,7 +49,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
                 allowed[group.name] = [group.width]
                 continue
             share = self.last_floor if group.name == last else self.floor
-            lowest = max(1, min(group.width, round(share * group.width)))
+            lowest = max(1, min(group.width, math.ceil(share * group.width - 1e-9)))
             steps = [w for w in range(self.align, group.width, self.align) if w >= lowest]
             allowed[group.name] = [group.width, *reversed(steps)]
         return allowed
@@ -110,7 +111,7 @@ def threshold(traced: Traced, scores: Scores, budgets: Sequence[float], limits: 
         InputError: a budget makes no sense or cannot be met.
     """
     allowed = limits.widths(traced)
-    normalised = {name: s / s.mean() for name, s in scores.items()}
+    normalised = {name: s / s.mean().clamp_min(torch.finfo(s.dtype).tiny) for name, s in scores.items()}
     levels = torch.cat([torch.zeros(1), torch.cat(list(normalised.values())).sort().values])
     whole = traced.macs(traced.full)
 

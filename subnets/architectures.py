@@ -125,6 +125,8 @@ class ResNet(nn.Module):
         shortcut: str = "conv",
     ) -> None:
         super().__init__()
+        if shortcut not in ("pad", "conv"):
+            raise InputError(f"shortcut '{shortcut}' is unknown; use 'pad' (option A) or 'conv' (option B)")
         stem = widths[0]
         if imagenet_stem:
             self.conv1 = nn.Conv2d(in_channels, stem, 7, stride=2, padding=3, bias=False)
@@ -154,8 +156,6 @@ class ResNet(nn.Module):
 
 def _cifar(depth: int) -> Callable[..., ResNet]:
     def build(num_classes: int = 10, in_channels: int = 3, shortcut: str = "pad") -> ResNet:
-        if shortcut not in ("pad", "conv"):
-            raise InputError(f"shortcut '{shortcut}' is unknown; use 'pad' (option A) or 'conv' (option B)")
         blocks = (depth - 2) // 6
         return ResNet(
             BasicBlock,
@@ -203,7 +203,9 @@ def build(name: str, **arguments: Any) -> ResNet:
         raise InputError(f"architecture '{name}' is unknown; {hint}")
     try:
         return ARCHITECTURES[name](**arguments)
-    except TypeError as error:
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise InputError(f"architecture '{name}' does not take these arguments: {error}") from None
 
 
@@ -225,7 +227,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Any], source: str) -> N
             state = state[wrapper]
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(name, str) or not isinstance(value, Tensor):
             continue
         name = name.removeprefix("module.")
         for theirs, ours in _ALIASES:

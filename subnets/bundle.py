@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ from subnets.spec import ChannelGroup, Ladder, SubnetSpec, cuts, slice_tensor
 
 SCHEMA = 1
 _MAX_MANIFEST_BYTES = 16 * 2**20
+_DIGEST = "manifest_sha256"
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Array = NDArray[np.float32]
 
@@ -116,7 +119,7 @@ def wilson(correct: int, n: int, split: str) -> Accuracy:
     share = correct / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
-    return Accuracy(value=share, low=centre - half, high=centre + half, n=n, split=split)
+    return Accuracy(value=share, low=min(share, centre - half), high=max(share, centre + half), n=n, split=split)
 
 
 class Bundle:
@@ -207,6 +210,7 @@ class Bundle:
         """
         path = Path(path)
         bundle = Bundle(path, _read_manifest(path))
+        _check_names(bundle)
         _check_files(path, {"weights.safetensors": bundle.manifest.weights_sha256})
         _check_shapes(bundle)
         return bundle
@@ -218,7 +222,6 @@ class Bundle:
             InputError: an export is missing or damaged.
         """
         for export in self.manifest.exports:
-            self.ladder.named(export.subnet)
             _check_files(self.path, export.files)
 
     def with_accuracy(self, measured: Mapping[str, Accuracy]) -> Bundle:
@@ -252,6 +255,7 @@ def save(path: Path, manifest: Manifest, tensors: Mapping[str, Array], card: str
     """
     if path.exists() and not (path / "bundle.json").exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path}: exists and is not a bundle; choose another place for --out")
+    path = path.resolve()  # "." has no name to move to
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
@@ -261,13 +265,19 @@ def save(path: Path, manifest: Manifest, tensors: Mapping[str, Array], card: str
         manifest = msgspec.structs.replace(manifest, weights_sha256=sha256(temporary / "weights.safetensors"))
         (temporary / "bundle.json").write_bytes(_encode(manifest))
         (temporary / "README.md").write_text(card, encoding="utf-8")
+        _check_names(Bundle(temporary, manifest))
         _check_shapes(Bundle(temporary, manifest))
         temporary.chmod(0o755)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
             path.replace(old / path.name)
-            temporary.replace(path)
-            shutil.rmtree(old)
+            try:
+                temporary.replace(path)
+            except BaseException:
+                (old / path.name).replace(path)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.replace(path)
     finally:
@@ -299,7 +309,25 @@ def sha256(path: Path) -> str:
 
 
 def _encode(manifest: Manifest) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    """The manifest as text whose last key is the SHA-256 of the text without it."""
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    digest = hashlib.sha256(text).hexdigest()
+    return text.removesuffix(b"\n}") + f',\n "{_DIGEST}": "{digest}"\n}}\n'.encode()
+
+
+def _undigested(file: Path) -> bytes:
+    """The manifest's text without its own digest, which must be right where there is one."""
+    content = file.read_bytes()
+    text, separator, tail = content.rpartition(f',\n "{_DIGEST}": "'.encode())
+    if not separator:
+        return content  # written by hand or by another tool
+    text += b"\n}"
+    if tail != hashlib.sha256(text).hexdigest().encode() + b'"\n}\n':
+        raise InputError(
+            f"{file}: damaged or edited (its own SHA-256 does not match); get the bundle again, "
+            f"or remove its last key '{_DIGEST}' if you edited it"
+        )
+    return text
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -311,7 +339,7 @@ def _read_manifest(path: Path) -> Manifest:
             f"{file}: larger than {_MAX_MANIFEST_BYTES} bytes, no bundle's manifest is; get the bundle again"
         )
     try:
-        raw = msgspec.json.decode(file.read_bytes())
+        raw = msgspec.json.decode(_undigested(file))
         found = raw.get("schema") if isinstance(raw, dict) else None
         if found != SCHEMA:
             raise InputError(f"{file}: schema is {found}, this version reads {SCHEMA}; convert the bundle or update")
@@ -322,13 +350,29 @@ def _read_manifest(path: Path) -> Manifest:
         raise InputError(f"{file}: {error}; get the bundle again") from None
 
 
+def _check_names(bundle: Bundle) -> None:
+    """Subnet names become parts of file names; exports must belong to a subnet and lie inside the bundle."""
+    for name in bundle.ladder.names:
+        if not _SAFE_NAME.fullmatch(name):
+            raise InputError(f"{bundle.path}: subnet name {name!r} is not made of letters, digits, '.', '_' and '-'")
+    for export in bundle.manifest.exports:
+        bundle.ladder.named(export.subnet)
+        if not export.files:
+            raise InputError(f"{bundle.path}: the {export.format} export of '{export.subnet}' lists no files")
+        for name in export.files:
+            _inside(bundle.path, name)
+
+
+def _inside(root: Path, name: str) -> Path:
+    file = root / name
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{root}: its manifest names '{name}', which lies outside the bundle; get the bundle again")
+    return file
+
+
 def _check_files(root: Path, hashes: Mapping[str, str]) -> None:
     for name, expected in hashes.items():
-        file = root / name
-        if not file.resolve().is_relative_to(root.resolve()):
-            raise InputError(
-                f"{root}: its manifest names '{name}', which lies outside the bundle; get the bundle again"
-            )
+        file = _inside(root, name)
         if not file.is_file():
             raise InputError(f"{file}: named in bundle.json but missing; get the bundle again")
         if (found := sha256(file)) != expected:
@@ -345,6 +389,10 @@ def _check_shapes(bundle: Bundle) -> None:
             shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(f"{file}: damaged ({error}); get the bundle again") from None
+    for name in shapes:
+        subnet, slash, _ = name.partition("/")
+        if slash and subnet not in bundle.ladder.names:
+            raise InputError(f"{file}: tensor '{name}' belongs to no subnet of the ladder; get the bundle again")
     for spec in bundle.ladder:
         for name, kept in cuts(manifest.groups, spec).items():
             private = f"{spec.name}/{name}"

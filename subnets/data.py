@@ -81,7 +81,7 @@ class FolderSplit:
         try:
             with Image.open(path) as opened:
                 image = opened.convert("RGB")
-        except OSError as error:
+        except Exception as error:  # pillow raises many kinds for damaged or absurdly large files
             raise InputError(f"{path}: not a readable image ({error}); remove or replace the file") from None
         if min(image.size) != self.size or image.width != image.height:
             short = self.size * 8 // 7

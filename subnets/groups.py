@@ -148,13 +148,15 @@ class _Walk:
         try:
             graph = _Tracer().trace(network)
         except Exception as error:  # fx raises many kinds for control flow it cannot follow
-            raise InputError(f"the network cannot be traced: {error}; remove data-dependent control flow") from None
+            why = str(error).split(". ")[0]  # fx explains itself at length
+            raise InputError(f"the network cannot be traced ({why}); remove data-dependent control flow") from None
         self.network = network
         self.module = fx.GraphModule(network, graph)
         self.input_shape = input_shape
         self.axes: dict[fx.Node, tuple[_Axis, int]] = {}  # node -> (axis, entries per channel)
         self.all: list[_Axis] = []
         self.costs: list[tuple[Layer, _Axis, _Axis]] = []
+        self.seen: set[int] = set()  # ids of the parameters met so far
 
     def traced(self) -> Traced:
         mode = self.network.training
@@ -204,9 +206,18 @@ class _Walk:
 
     def _visit_module(self, node: fx.Node, name: str, module: nn.Module) -> None:
         axis, repeat = self._input(node)
+        own = {id(value) for value in module.parameters()}
+        if own & self.seen:
+            raise InputError(
+                f"layer '{name}' uses weights a second time in one pass, so its channels cannot be cut apart; "
+                "give each place in the network a layer of its own"
+            )
+        self.seen |= own
         if isinstance(module, nn.Conv2d):
             self._convolution(node, name, module, axis)
         elif isinstance(module, nn.Linear):
+            if len(self._source(node).meta["tensor_meta"].shape) != 2:  # it would act on the image's columns
+                raise self._refuse(node)
             axis.root().members.append(Member(f"{name}.weight", 1, repeat))
             out = self._produce(node, name, module, module.out_features)
             layer = Layer(

@@ -42,14 +42,20 @@ def _accumulate(traced: Traced, values: Mapping[str, Tensor]) -> Scores:
 def norm_scores(network: nn.Module, traced: Traced) -> Scores:
     """The group L2 norm of each channel, divided by its group's mean so that layers compare."""
     squares = {name: value.detach() ** 2 for name, value in network.named_parameters()}
-    return {name: score.sqrt() / score.sqrt().mean() for name, score in _accumulate(traced, squares).items()}
+    norms = {name: score.sqrt() for name, score in _accumulate(traced, squares).items()}
+    return {name: norm / norm.mean().clamp_min(torch.finfo(norm.dtype).tiny) for name, norm in norms.items()}
 
 
 def taylor_scores(network: nn.Module, traced: Traced, dataset: Dataset, *, batch_count: int = 50) -> Scores:
     """Mean over training batches of ``sum |w * dL/dw|`` over each channel's tensors, in units of loss.
 
     Takes ``batch_count`` batches, or one pass over a smaller training split.
+
+    Raises:
+        InputError: the training split is empty.
     """
+    if not len(dataset.train):
+        raise InputError(f"data '{dataset.name}' has no training images, which score 'taylor' needs; add some")
     network.eval()
     total: dict[str, Tensor] = {name: torch.zeros_like(value) for name, value in network.named_parameters()}
     done = 0
@@ -74,8 +80,12 @@ def score(kind: str, network: nn.Module, traced: Traced, dataset: Dataset) -> Sc
     """Scores of that kind.
 
     Raises:
-        InputError: the kind is unknown.
+        InputError: the kind is unknown, or a score is not a number.
     """
     if kind not in SCORES:
         raise InputError(f"score '{kind}' is unknown; use one of {', '.join(SCORES)}")
-    return SCORES[kind](network, traced, dataset)
+    scores = SCORES[kind](network, traced, dataset)
+    for group, values in scores.items():
+        if not bool(values.isfinite().all()):
+            raise InputError(f"the '{kind}' score of group '{group}' is not finite; the network's weights are damaged")
+    return scores

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from subnets.errors import InputError
 from subnets.supernet import Supernet
 from subnets.training import Recipe
 
@@ -25,6 +26,9 @@ class JointObjective:
         recipe: precision, compilation and seed.
         middle: how many of the subnets between smallest and largest run in each step; None = all.
         soft: weight of the distillation term against the labels.
+
+    Raises:
+        InputError: ``middle`` is negative.
     """
 
     def __init__(self, supernet: Supernet, recipe: Recipe, *, middle: int | None = None, soft: float = 0.9) -> None:
@@ -33,8 +37,10 @@ class JointObjective:
         self._bf16 = recipe.precision == "bf16"
         self._soft = soft
         between = self._names[1:-1]
+        if middle is not None and middle < 0:
+            raise InputError(f"middle {middle} is no number of subnets; give at least 0")
         self._middle = len(between) if middle is None else min(middle, len(between))
-        self._random = np.random.Generator(np.random.PCG64([recipe.seed, 99]))
+        self._seed = recipe.seed
         self._run: Callable[[Tensor, str], Tensor] = supernet
         if recipe.compile:
             # One graph per subnet comes from one code object; the default limit is eight.
@@ -43,14 +49,12 @@ class JointObjective:
 
     def backward(self, images: Tensor, labels: Tensor, share_done: float) -> Tensor:
         """One pass of every chosen subnet; returns the mean of their losses."""
-        *smaller, largest = self._names
-        output = self._forward(images, largest)
+        output = self._forward(images, self._names[-1])
         loss = nn.functional.cross_entropy(output, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         target = output.detach().softmax(1)
         total = loss.detach()
-        chosen = set(self._random.permutation(len(smaller) - 1)[: self._middle] + 1) if len(smaller) > 1 else set()
-        names = [name for index, name in enumerate(smaller) if index == 0 or index in chosen]
+        names = self._chosen(share_done)
         for name in names:
             output = self._forward(images, name)
             loss = self._soft * nn.functional.cross_entropy(output, target)
@@ -58,6 +62,13 @@ class JointObjective:
             loss.backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
         return total / (1 + len(names))
+
+    def _chosen(self, share_done: float) -> list[str]:
+        """The smaller subnets of this step: from seed and step alone, so that a resumed run makes the same choice."""
+        smaller = self._names[:-1]
+        random = np.random.Generator(np.random.PCG64([self._seed, 99, int(share_done * 2**48)]))
+        picked = sorted(1 + random.permutation(max(0, len(smaller) - 1))[: self._middle])
+        return [*smaller[:1], *(smaller[index] for index in picked)]
 
     def _forward(self, images: Tensor, name: str) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import nn
@@ -39,6 +40,7 @@ from subnets.supernet import Supernet, extract, sort_channels
 from subnets.training import Progress, Recipe, accuracy, logits, recalibrate, train
 
 Watch = Callable[[Progress], None]
+_RECORD = "gearshift"  # key in a checkpoint's metadata
 _IDLE: Watch = lambda progress: None  # noqa: E731 (a named default)
 
 
@@ -57,19 +59,30 @@ def open_checkpoint(path: Path, architecture: Architecture) -> nn.Module:
         else:
             state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # both readers raise many kinds for damaged files
-        raise InputError(
-            f"{path}: not a checkpoint of plain tensors ({str(error).splitlines()[0]}); save a state_dict again"
-        ) from None
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: not a checkpoint of plain tensors ({why}); save a state_dict again") from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}, not a state_dict; save network.state_dict()")
     architectures.load_weights(network, state, str(path))
     return network.eval()
 
 
-def save_network(network: nn.Module, path: Path) -> None:
-    """Writes a plain network's state dict as safetensors, whole or not at all."""
+def save_network(network: nn.Module, path: Path, record: dict[str, Any] | None = None) -> None:
+    """Writes a plain network's state dict as safetensors, whole or not at all; ``record`` says how it was made."""
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    write_atomically(path, serialise(state))
+    metadata = {_RECORD: msgspec.json.encode(record).decode()} if record else None
+    write_atomically(path, serialise(state, metadata))
+
+
+def checkpoint_record(path: Path) -> dict[str, Any]:
+    """How a checkpoint was made, where :func:`save_network` wrote it down; else its file name alone."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_RECORD)
+        if text:
+            record: dict[str, Any] = msgspec.json.decode(text)
+            return record
+    return {"checkpoint": path.name}
 
 
 class SampleOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +102,7 @@ def sample(
     out: Path,
     *,
     name: str = "",
+    provenance: dict[str, Any] | None = None,
 ) -> Bundle:
     """Samples nested subnets from a trained network and writes them as a bundle.
 
@@ -97,10 +111,15 @@ def sample(
         architecture: how to build it again.
         dataset: scores and batch-norm statistics come from its training split.
         out: the bundle's directory.
+        name: the bundle's name; by default the directory's.
+        provenance: recorded in the bundle beside the options.
 
     Raises:
-        InputError: the network cannot be traced, an option is wrong, or the classes do not fit.
+        InputError: the network cannot be traced, an option is wrong, the classes do not fit, or a split is empty.
     """
+    for split in ("train", "test"):
+        if not len(getattr(dataset, split)):
+            raise InputError(f"data '{dataset.name}' has no {split} images; sampling needs some")
     if logits(network.eval(), _first(dataset.test, 1), dataset).shape[1] != len(dataset.classes):
         raise InputError(f"the network's outputs do not match the {len(dataset.classes)} classes of {dataset.name}")
     traced = trace(network, dataset.shape)
@@ -122,7 +141,7 @@ def sample(
         groups=traced.groups,
         subnets=_entries(traced, ladder),
         weights_sha256="",
-        provenance={"dataset": dataset.name, "sampling": msgspec.to_builtins(options)},
+        provenance={"dataset": dataset.name, **(provenance or {}), "sampling": msgspec.to_builtins(options)},
     )
     measured = evaluate(supernet, dataset, "test")
     return save(out, _with_accuracy(manifest, measured), supernet.tensors(), card(_with_accuracy(manifest, measured)))
@@ -141,7 +160,7 @@ def fine_tune(
     """Trains a bundle's subnets jointly and writes the result back; exports of the old weights are dropped.
 
     For each subnet the averaged or the recalibrated batch-norm statistics are kept, whichever is better on the
-    validation split; the test split is only reported.
+    validation split (recalibrated ones where that is empty); the test split is only reported.
 
     Raises:
         InputError: the data do not fit the bundle, or training fails.
@@ -155,9 +174,9 @@ def fine_tune(
         plain = supernet.extract(subnet)
         before = _top1(plain, dataset, dataset.validation)
         recalibrate(plain, dataset)
-        after = _top1(plain, dataset, dataset.validation)
-        statistics[subnet] = "recalibrated" if after >= before else "averaged"
-        if after >= before:
+        better = _top1(plain, dataset, dataset.validation) >= before
+        statistics[subnet] = "recalibrated" if better else "averaged"
+        if better:
             supernet.adopt_norms(subnet, plain)
     training = {"recipe": msgspec.to_builtins(recipe), "middle": middle, "statistics": statistics, **(provenance or {})}
     manifest = msgspec.structs.replace(
@@ -214,7 +233,10 @@ def card(manifest: Manifest) -> str:
             "| --- | --- | --- | --- |",
             *rows,
             "",
-            "Intervals are 95 % Wilson score intervals. How it was made:",
+            "Intervals are 95 % Wilson score intervals.",
+            "",
+            *_commands(manifest.provenance),
+            "How it was made:",
             "",
             "```json",
             notes,
@@ -224,8 +246,13 @@ def card(manifest: Manifest) -> str:
     )
 
 
+def _commands(provenance: dict[str, Any]) -> list[str]:
+    made = [step["command"] for step in provenance.values() if isinstance(step, dict) and "command" in step]
+    return ["Commands:", "", "```sh", *made, "```", ""] if made else []
+
+
 def _top1(network: nn.Module, dataset: Dataset, split: Split) -> float:
-    return accuracy(logits(network, split, dataset), split)
+    return accuracy(logits(network, split, dataset), split) if len(split) else 0.0
 
 
 def _first(split: Split, count: int) -> Split:

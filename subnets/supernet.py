@@ -11,7 +11,7 @@ Knows nothing of how widths were chosen or how weights are trained.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -193,12 +193,16 @@ class Supernet(nn.Module):
         """
         network = _full_network(bundle)
         tensors = {name: torch.from_numpy(value) for name, value in bundle.tensors().items()}
-        _fill(network, {name: value for name, value in tensors.items() if "/" not in name})
+        private = norm_tensors(network)
+        _fill(network, {name: value for name, value in tensors.items() if "/" not in name}, elsewhere=private)
         norms: dict[str, dict[str, Tensor]] = {name: {} for name in bundle.ladder.names}
         for name, value in tensors.items():
             subnet, slash, inner = name.partition("/")
             if slash:
                 norms[subnet][inner] = value
+        for subnet, found in norms.items():
+            for name in sorted(private - found.keys()):
+                raise InputError(f"tensor '{subnet}/{name}' is missing in {bundle.path}; get the bundle again")
         return Supernet(network, bundle.manifest.groups, bundle.ladder, norms)
 
 
@@ -208,7 +212,8 @@ def _full_network(bundle: Bundle) -> nn.Module:
 
 
 @torch.no_grad()
-def _fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+def _fill(network: nn.Module, state: Mapping[str, Tensor], elsewhere: Set[str] = frozenset()) -> None:
+    """Copies ``state`` into every tensor of ``network`` but those named in ``elsewhere`` and batch-norm's counters."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     for name, value in state.items():
         if name not in tensors or tensors[name].shape != value.shape:
@@ -218,6 +223,9 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
                 "the bundle's weights and architecture disagree, get the bundle again"
             )
         tensors[name].copy_(value)
+    for name in tensors:
+        if name not in state and name not in elsewhere and not name.endswith("num_batches_tracked"):
+            raise InputError(f"tensor '{name}' of the architecture is missing in the weights; get the bundle again")
 
 
 def open_network(bundle: Bundle, subnet: str) -> nn.Module:

@@ -52,8 +52,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
                 raise InputError(f"{name} {getattr(self, name)} is too small; give at least 1")
         if self.precision not in ("bf16", "f32"):
             raise InputError(f"training precision '{self.precision}' is unknown; use 'bf16' or 'f32'")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning rate {self.learning_rate} must be above 0")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning rate {self.learning_rate} must be above 0 and finite")
+        if self.seed < 0:
+            raise InputError(f"seed {self.seed} is negative; give 0 or more")
         return self
 
     def rate(self, step: int, steps: int) -> float:
@@ -156,7 +158,10 @@ class Checkpoint:
         try:
             state: dict[str, Any] = torch.load(self.path, weights_only=True)
         except Exception as error:  # torch.load raises many kinds for a damaged file
-            raise InputError(f"{self.path}: not a readable checkpoint ({error}); delete it to start over") from None
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"{self.path}: not a readable checkpoint ({why}); delete it to start over") from None
+        if not isinstance(state, dict) or "recipe" not in state:
+            raise InputError(f"{self.path}: not a checkpoint of a training run; delete it to start over")
         if state["recipe"] != msgspec.to_builtins(self.recipe):
             raise InputError(f"{self.path}: this checkpoint is of another recipe; delete it or give the same options")
         return state
@@ -184,8 +189,10 @@ def train(
         on_step: called after every step.
 
     Raises:
-        InputError: the checkpoint does not fit, or the loss is no longer a number.
+        InputError: there are no training images, the checkpoint does not fit, or the loss is no longer a number.
     """
+    if not len(dataset.train):
+        raise InputError(f"data '{dataset.name}' has no training images; training needs some")
     module = objective.module
     decayed = [p for p in module.parameters() if p.ndim > 1]
     others = [p for p in module.parameters() if p.ndim <= 1]
@@ -201,9 +208,12 @@ def train(
     store = Checkpoint(checkpoint, recipe) if checkpoint else None
     first, smooth = 0, math.nan
     if store and (state := store.load()):
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, first, smooth = state["average"], state["epoch"] + 1, state["loss"]
+        try:
+            module.load_state_dict(state["module"])
+            optimizer.load_state_dict(state["optimizer"])
+            average, first, smooth = state["average"], state["epoch"] + 1, state["loss"]
+        except (KeyError, ValueError, RuntimeError):
+            raise InputError(f"{checkpoint}: this checkpoint is of another network; delete it to start over") from None
     step = first * per_epoch
     for epoch in range(first, recipe.epochs):
         module.train()
