@@ -29,6 +29,8 @@ class Composite(Policy):
         h_hi: headroom above which heat may step up again (thermal).
         forecast_s: how far ahead the temperature is looked at, in seconds (thermal).
         reference_c: temperature of headroom 1, in degrees Celsius (thermal).
+        settle_s: least time between two steps, in seconds (thermal).
+        clear_s: time without throttling before a step up, in seconds (thermal).
         mix_s: shortest stay on the upper of two mixed rungs, in seconds; 0 never mixes (battery).
         up_votes: decisions in a row before going up, from 1.
         down_votes: decisions in a row before going down, from 1.
@@ -48,6 +50,8 @@ class Composite(Policy):
         h_hi: float = 0.35,
         forecast_s: float = 30.0,
         reference_c: float = 25.0,
+        settle_s: float = 10.0,
+        clear_s: float = 60.0,
         mix_s: float = 60.0,
         up_votes: int = 10,
         down_votes: int = 1,
@@ -58,7 +62,16 @@ class Composite(Policy):
         self.goals = goals.check()
         self.members: tuple[Policy, ...] = (
             Throughput(goals, rho_max=rho_max, where=where),
-            Thermal(goals, h_lo=h_lo, h_hi=h_hi, forecast_s=forecast_s, reference_c=reference_c, where=where),
+            Thermal(
+                goals,
+                h_lo=h_lo,
+                h_hi=h_hi,
+                forecast_s=forecast_s,
+                reference_c=reference_c,
+                settle_s=settle_s,
+                clear_s=clear_s,
+                where=where,
+            ),
             Battery(goals, mix_s=mix_s, where=where),
             Power(goals, where=where),
         )

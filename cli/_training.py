@@ -1,0 +1,95 @@
+"""What ``pretrain``, ``sample`` and ``train`` share: options, the progress bar, and how a result was made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from subnets.bundle import Architecture
+    from subnets.data import Dataset
+    from subnets.training import Progress
+
+DATA_HELP = "'digits', a cifar-10-batches-py folder, or a folder with train/ and val/."
+
+
+def recipe_options(*, epochs: int, learning_rate: float) -> Callable[[Any], Any]:
+    """Adds the options of a training recipe to a command."""
+
+    def decorate(function: Any) -> Any:
+        for option in (
+            click.option("--seed", default=0, show_default=True),
+            click.option("--compile/--no-compile", default=True, show_default=True, help="Compile the step."),
+            click.option("--precision", type=click.Choice(["bf16", "f32"]), default="bf16", show_default=True),
+            click.option("--batch-size", default=128, show_default=True),
+            click.option("--learning-rate", default=learning_rate, show_default=True, help="The peak."),
+            click.option("--epochs", default=epochs, show_default=True),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def argument_option(function: Any) -> Any:
+    """Adds ``--argument NAME=VALUE``, an argument of the architecture."""
+    return click.option(
+        "--argument",
+        "arguments",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="An argument of the architecture, e.g. shortcut=conv or width=16.",
+    )(function)
+
+
+def architecture(name: str, arguments: tuple[str, ...], dataset: Dataset) -> Architecture:
+    """The described architecture for a data set.
+
+    Raises:
+        InputError: an argument is not NAME=VALUE.
+    """
+    from subnets.bundle import Architecture
+    from subnets.errors import InputError
+
+    values: dict[str, Any] = {"num_classes": len(dataset.classes), "in_channels": dataset.shape[0]}
+    for text in arguments:
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise InputError(f"--argument '{text}' is not NAME=VALUE; write for example --argument shortcut=conv")
+        values[key] = int(value) if value.isdecimal() else value
+    return Architecture(name=name, arguments=values)
+
+
+def record() -> dict[str, Any]:
+    """Which command, machine and versions made a result."""
+    import shlex
+    import sys
+    from datetime import UTC, datetime
+
+    from calibration.host import fingerprint
+
+    host = fingerprint(["torch"])
+    return {
+        "command": shlex.join(["gearshift", *sys.argv[1:]]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{host.cpu}, {host.cores} cores",
+        "versions": {"python": host.python, **host.libraries},
+    }
+
+
+@contextmanager
+def training_bar(title: str) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar fed by the training loop."""
+    from cli._output import progress
+
+    with progress() as bar:
+        task = bar.add_task(title, total=None)
+
+        def on_step(state: Progress) -> None:
+            text = f"{title}: epoch {state.epoch + 1}/{state.epochs}, loss {state.loss:.3f}"
+            bar.update(task, total=state.steps, completed=state.step, description=text)
+
+        yield on_step
