@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 
 from backends.base import Batch
 from subnets import UnavailableError
@@ -112,11 +113,15 @@ def usable_processors() -> int:
 
 
 def resident_bytes() -> int | None:
-    """Resident memory of this process in bytes, file mappings included; None where the kernel does not tell."""
+    """Resident memory of this process in bytes, file mappings included; None where the system does not tell."""
     try:
         rollup = Path("/proc/self/smaps_rollup").read_text(encoding="ascii")  # exact, where statm lags behind
         return next(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Rss:"))
     except (OSError, StopIteration):
+        pass
+    try:
+        return int(psutil.Process().memory_info().rss)
+    except psutil.Error:
         return None
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+import psutil
+
 from calibration.table import Host
 
 # Distribution whose version changes what a backend compiles.
@@ -32,7 +34,7 @@ def fingerprint(backends: Iterable[str] | None = None, *, root: Path = Path("/")
     return Host(
         cpu=_cpu(root),
         cores=len(os.sched_getaffinity(0)),
-        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        memory_bytes=psutil.virtual_memory().total,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         libraries=libraries,
