@@ -79,12 +79,15 @@ def command(out: Path, seconds: float, no_train: bool, pictures: Path | None, js
         )
     tables.write(table, out / "table.json")
     shown = RichTable(title=f"OpenVINO f32, {story.BATCH_SIZE} images a request", title_justify="left")
-    for column in ("subnet", "MACs/image", "right of 100 (95 %)", "median latency", "mJ/image (bounds)"):
+    for column in ("subnet", "MACs", "accuracy, %", "median latency", "mJ per image"):
         shown.add_column(column, justify="left" if column == "subnet" else "right")
     for row in sorted(table.rows, key=lambda row: row.macs):
         right = f"{100 * row.accuracy:.1f} ({100 * row.accuracy_low:.1f}-{100 * row.accuracy_high:.1f})"
         shown.add_row(row.subnet, f"{row.macs / 1e6:.2f} M", right, wording.latency(row), story.millijoules(row))
     screen.print(shown)
+    idle = story.dominated(table)
+    if idle:
+        screen.print(f"No policy will choose {', '.join(idle)}: another subnet here is as accurate and faster.")
     screen.print(f"Energy is from {wording.source_in_words(table.power_source)}.")
 
     day = days.plan(table, duration_s=seconds)

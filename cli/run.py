@@ -23,7 +23,9 @@ _LOUD = {
 
 @click.command("run")
 @click.argument("bundle", required=False, type=click.Path(file_okay=False))
-@click.option("--table", type=click.Path(dir_okay=False), help="Calibration table; default: ./<bundle's name>.table.json.")
+@click.option(
+    "--table", type=click.Path(dir_okay=False), help="Calibration table; default: ./<bundle's name>.table.json."
+)
 @click.option("--config", "config_file", type=click.Path(dir_okay=False, path_type=Path), help="A TOML file.")
 @click.option("--policy", help="Which policy decides, see 'gearshift policies'.")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the policy.")
@@ -117,6 +119,8 @@ class _Teller:
 
         from rich.markup import escape
 
+        if name == "closed" and detail["drained"]:
+            return  # "stopped" says it
         text = escape(_words(name, detail))
         style = _LOUD.get(name)
         self._out.print(f"{time.strftime('%H:%M:%S')} " + (f"[{style}]{text}[/]" if style else text), soft_wrap=True)
@@ -136,9 +140,13 @@ def _words(name: str, detail: dict[str, Any]) -> str:
     if name == "reloaded":
         waiting = f"; only after a restart: {', '.join(detail['after_restart'])}" if detail["after_restart"] else ""
         return f"configuration reloaded, changed: {', '.join(detail['changed']) or 'nothing'}{waiting}"
+    if name == "would_switch":
+        return f"would switch to {detail['to']}: {detail['reason']}"
+    if name == "engine_loaded":
+        return f"loaded {detail['subnet']} in {detail['ms']:.0f} ms"
     if name == "stopped":
         return (
-            f"stopped: {detail['requests']} requests answered, {detail['failed']} failed, {detail['switches']} switches"
+            f"stopped: requests answered {detail['requests']}, failed {detail['failed']}, switches {detail['switches']}"
         )
     shown = ", ".join(f"{key} {value}" for key, value in detail.items())
     return name.replace("_", " ") + (f": {shown}" if shown else "")

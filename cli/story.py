@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.base import Backend
-from calibration.table import Row, Table
+from calibration.table import Row, Table, frontier
 from cli.day import Day, Played
 from simulation.outcome import Outcome
 from subnets import Bundle
@@ -174,6 +174,12 @@ def pareto(table: Table) -> Any:
     for row, latency, accuracy in zip(rows, latencies, accuracies, strict=True):
         chart.points([latency], [accuracy], row.subnet, tooltips=[f"{row.point}: {_words(row)}"])
     return chart
+
+
+def dominated(table: Table) -> list[str]:
+    """Subnets that another one beats in both accuracy and latency, as measured."""
+    useful = {row.point for row in frontier(table.rows)}
+    return [row.subnet for row in sorted(table.rows, key=lambda row: row.macs) if row.point not in useful]
 
 
 def millijoules(row: Row) -> str:

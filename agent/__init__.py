@@ -1,0 +1,18 @@
+"""The agent: answers requests with the operating point that policy, hold and guard agree on, and says why.
+
+* :mod:`agent.core`: :class:`Agent`, the front door for embedding. :mod:`agent.values`: what it hands out.
+* :mod:`agent.answering`, ``gate``, ``pool``, ``chunks``, ``rescue``: the way of a request.
+* :mod:`agent.control`, ``figures``, ``guard``: who answers. :mod:`agent.overview`: views of it.
+* :mod:`agent.journal`: the record of it all.
+* :mod:`agent.protocol`, ``server``, ``client``: Open Inference Protocol v2 and control over HTTP.
+* :mod:`agent.config`, ``quantities``, ``lifecycle``, ``service``: configuration and life as a daemon.
+
+Knows nothing of training, calibrating or simulating, and needs no torch.
+"""
+
+from agent.core import Agent
+from agent.journal import Journal
+from agent.values import Answer, Event, Explanation, Hold, Status
+from subnets.errors import Busy
+
+__all__ = ["Agent", "Answer", "Busy", "Event", "Explanation", "Hold", "Journal", "Status"]

@@ -1,0 +1,304 @@
+"""The agent's configuration: one TOML file, overrides beside it, environment and flags above.
+
+::
+
+    defaults  <  agent.toml  <  conf.d/*.toml in order of name  <  GEARSHIFT_<SECTION>_<KEY>  <  flags
+
+Every source is checked on its own, so that an error names the file (or variable) and the key. Paths in a file are
+relative to that file. Knows nothing of how the values are used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent import quantities
+from policies.base import Goals
+from subnets.errors import InputError
+
+_MAX_FILE_BYTES = 2**20
+_PATHS = (("agent", "bundle"), ("agent", "table"), ("agent", "journal"), ("serve", "socket"))
+
+Quantity = str | float | int
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections: frozen, and unknown keys are errors."""
+
+
+class AgentSection(Section, frozen=True, kw_only=True):
+    """``[agent]``: what runs. ``None`` and empty = not said."""
+
+    bundle: str = ""
+    table: str = ""
+    policy: str = "composite"
+    backend: str = ""  # only this backend's rows of the table
+    precision: str = ""
+    threads: int | None = None
+    memory_budget: Quantity | None = None  # for all resident engines, e.g. "250MB"
+    control_period: Quantity = "1s"
+    queue_limit: int = 64
+    journal: str = ""  # folder; empty = no journal
+    journal_size: Quantity = "16MiB"  # of one file before it is compressed
+    journal_keep: int = 16  # compressed files
+    dry_run: bool = False
+
+
+class GoalsSection(Section, frozen=True, kw_only=True):
+    """``[goals]``: what is to be kept; what is left out is not wished for."""
+
+    deadline: Quantity | None = None  # from arrival to answer, e.g. "50ms"
+    min_accuracy: float | None = None
+    max_power_w: float | None = None
+    temperature_limit_c: float | None = None
+    last_until: Quantity | None = None  # "8h" from the start, or a time of day, "18:00"
+    reserve: float = 0.05
+    battery_capacity_j: float | None = None
+
+    def goals(self, now_s: float) -> Goals:
+        """The goals on a clock that reads ``now_s`` now.
+
+        Raises:
+            InputError: naming the key and what it should be.
+        """
+        return Goals(
+            deadline_ms=None if self.deadline is None else quantities.milliseconds(self.deadline),
+            min_accuracy=self.min_accuracy,
+            max_power_w=self.max_power_w,
+            temperature_limit_c=self.temperature_limit_c,
+            last_until_s=None if self.last_until is None else now_s + quantities.seconds_until(self.last_until),
+            reserve=self.reserve,
+            battery_capacity_j=self.battery_capacity_j,
+        ).check()
+
+
+class PolicySection(Section, frozen=True, kw_only=True):
+    """``[policy.options]``: what the policy takes, see ``gearshift policies``."""
+
+    options: dict[str, float | int | str | bool] = {}
+
+
+class ServeSection(Section, frozen=True, kw_only=True):
+    """``[serve]``: where it listens; an empty host = no TCP."""
+
+    host: str = "127.0.0.1"
+    port: int = 8700
+    socket: str = ""
+    max_body: Quantity = "64MiB"
+    max_images: int = 256
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """All of it."""
+
+    agent: AgentSection = AgentSection()
+    goals: GoalsSection = GoalsSection()
+    policy: PolicySection = PolicySection()
+    serve: ServeSection = ServeSection()
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """A key that is not as by default, and who said so."""
+
+    key: str
+    default: Any
+    value: Any
+    source: str
+
+
+def load(
+    path: Path | None, *, environment: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None
+) -> Config:
+    """The configuration from all sources.
+
+    Args:
+        path: the file; None = none.
+        environment: usually ``os.environ``.
+        flags: ``{"section.key": value}``; None values are not said.
+
+    Raises:
+        InputError: naming source and key.
+    """
+    return _combine(_sources(path, environment or {}, flags or {}))
+
+
+def differences(path: Path, *, environment: Mapping[str, str] | None = None) -> list[Difference]:
+    """What a file with its overrides changes from the defaults.
+
+    Raises:
+        InputError: as :func:`load`.
+    """
+    sources = _sources(path, environment or {}, {})
+    chosen, default = (_flatten(msgspec.to_builtins(config)) for config in (_combine(sources), Config()))
+    found = []
+    for key in chosen | default:
+        if chosen.get(key) != default.get(key):
+            source = next(name for name, content in reversed(sources) if key in _flatten(content))
+            found.append(Difference(key=key, default=default.get(key), value=chosen.get(key), source=source))
+    return found
+
+
+def template() -> str:
+    """A file with every key at its default, commented out."""
+    lines = ["# Gearshift agent. Every key is optional; what is commented out shows the default."]
+    config = Config()
+    for section in Config.__struct_fields__:
+        values = getattr(config, section)
+        lines += ["", f"[{section}{'.options' if section == 'policy' else ''}]"]
+        if section == "policy":
+            lines.append("# up_votes = 10    # see 'gearshift policies'")
+            continue
+        for key in values.__struct_fields__:
+            lines.append(f"# {key} = {_EXAMPLES.get(key) or _toml(getattr(values, key))}")
+    return "\n".join(lines) + "\n"
+
+
+_EXAMPLES = {
+    "bundle": '"bundles/digits"',
+    "table": '"digits.table.json"',
+    "backend": '"openvino"',
+    "precision": '"f32"',
+    "threads": "1",
+    "memory_budget": '"250MB"',
+    "journal": '"journal"',
+    "deadline": '"50ms"',
+    "min_accuracy": "0.9",
+    "max_power_w": "5.0",
+    "temperature_limit_c": "80.0",
+    "last_until": '"18:00"',
+    "battery_capacity_j": "72000.0",
+    "socket": '"agent.sock"',
+}
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _sources(
+    path: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]
+) -> list[tuple[str, dict[str, Any]]]:
+    """(name, content) of every source, the strongest last; each is checked."""
+    sources: list[tuple[str, dict[str, Any]]] = []
+    if path is not None:
+        sources.append((str(path), _read(path)))
+        sources += [(str(extra), _read(extra)) for extra in sorted((path.parent / "conf.d").glob("*.toml"))]
+    for name in sorted(environment):
+        section, _, key = name.removeprefix("GEARSHIFT_").lower().partition("_")
+        if name.startswith("GEARSHIFT_") and section in ("agent", "goals", "serve") and key:
+            sources.append((name, {section: {key: environment[name]}}))
+    for flag, value in flags.items():
+        if value is not None:
+            section, _, key = flag.partition(".")
+            content = {"policy": {"options": value}} if section == "policy" else {section: {key: value}}
+            sources.append((f"--{key.replace('_', '-')}", content))
+    for source, content in sources:
+        _check(source, _convert(source, content))
+    return sources
+
+
+def _combine(sources: list[tuple[str, dict[str, Any]]]) -> Config:
+    merged: dict[str, Any] = {}
+    for _, content in sources:
+        merged = _merge(merged, content)
+    return _convert("the configuration", merged)
+
+
+def _check(source: str, config: Config) -> None:
+    """Refuses values that no other source can make sense of.
+
+    Raises:
+        InputError: naming source and key.
+    """
+    agent, goals, serve = config.agent, config.goals, config.serve
+    for key, value, parse in (
+        ("agent.memory_budget", agent.memory_budget, quantities.size_bytes),
+        ("agent.control_period", agent.control_period, quantities.seconds),
+        ("agent.journal_size", agent.journal_size, quantities.size_bytes),
+        ("goals.deadline", goals.deadline, quantities.milliseconds),
+        ("goals.last_until", goals.last_until, quantities.seconds_until),
+        ("serve.max_body", serve.max_body, quantities.size_bytes),
+    ):
+        try:
+            if value is not None:
+                parse(value)
+        except InputError as error:
+            raise InputError(f"{source}: {key}: {error}") from None
+    for key, number, low, high in (
+        ("agent.queue_limit", agent.queue_limit, 0, 100_000),
+        ("agent.journal_keep", agent.journal_keep, 1, 100_000),
+        ("agent.threads", agent.threads, 1, 1024),
+        ("serve.port", serve.port, 0, 65535),
+        ("serve.max_images", serve.max_images, 1, 1_000_000),
+    ):
+        if number is not None and not low <= number <= high:
+            raise InputError(f"{source}: {key} is {number}; give a whole number from {low} to {high}")
+    try:
+        goals.goals(0.0)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise InputError(f"{path}: larger than {_MAX_FILE_BYTES} bytes, no configuration is")
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); write one with 'gearshift config init'") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not TOML: {error}") from None
+    for section, key in _PATHS:
+        found = content.get(section)
+        if isinstance(found, dict) and isinstance(found.get(key), str) and found[key]:
+            found[key] = str(path.parent / found[key])
+    return content
+
+
+def _convert(source: str, content: dict[str, Any]) -> Config:
+    """The content as a configuration; text is taken for numbers where numbers belong (environment and flags).
+
+    Raises:
+        InputError: naming source and key, with the nearest known key for an unknown one.
+    """
+    from_file = source.endswith(".toml")
+    try:
+        return msgspec.convert(content, Config, strict=from_file)
+    except msgspec.ValidationError as error:
+        message = str(error)
+    unknown = re.match(r"Object contains unknown field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message)
+    if unknown is None:
+        what, _, place = message.partition(" - at `$.")
+        raise InputError(f"{source}: {place.rstrip('`') or 'content'}: {what[:1].lower()}{what[1:]}")
+    key, place = unknown[1], unknown[2] or ""
+    fields = Config.__struct_fields__ if not place else type(getattr(Config(), place.split(".")[0])).__struct_fields__
+    near = difflib.get_close_matches(key, fields, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(fields)}"
+    raise InputError(f"{source}: unknown {'key' if place else 'section'} '{f'{place}.' if place else ''}{key}'; {hint}")
+
+
+def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

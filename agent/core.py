@@ -1,0 +1,330 @@
+"""The agent: answers in-process, thread-safe, with one engine at a time, while a control loop decides which.
+
+::
+
+    infer(batch) ──► gate (FIFO, bounded) ──► current engine ──► Answer
+                                                 ▲ one atomic reference
+    sensors, own figures ──► policy ──► hold ──► guard ──► switch          (control loop, its own thread)
+
+Puts the parts together and holds what an operator asks for; the parts do the work. Knows nothing of HTTP, files of
+configuration or processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import msgspec
+
+from agent.answering import Answering
+from agent.control import ControlLoop
+from agent.figures import LoadFigures
+from agent.gate import Gate
+from agent.guard import Guard, Sensors
+from agent.journal import EventLine, Journal, Meta
+from agent.overview import engine_statuses, usable_rows
+from agent.pool import EnginePool
+from agent.values import Answer, Counters, Event, Explanation, Hold, Status
+from backends.base import Backend, Batch
+from calibration.table import Table
+from policies.base import Goals, Policy
+from subnets import Bundle
+from subnets.errors import InputError
+
+DRAIN_S = 30.0
+
+
+class Agent:
+    """Keeps engines resident and answers with the one the policy wants.
+
+    Args:
+        bundle: whose subnets answer.
+        table: what their operating points were measured to do; its rows for backends not given are ignored.
+        backends: by name, e.g. ``{"openvino": ...}``.
+        policy: asked once a control period.
+        goals: what is to be kept.
+        sensors: anything whose ``read().values()`` names fields of Conditions; None = nothing is known.
+        journal: started and closed with the agent; None = no record.
+        clock: monotonic seconds.
+        control_period_s: between two decisions.
+        memory_budget_bytes: for all resident engines together.
+        queue_limit: requests that may wait before new ones are refused.
+        points: the operating points that may be used; None = all of the table.
+        dry_run: decide and journal, but keep answering with the safe choice.
+        policy_options: what the policy was made with, for the journal.
+        version: of the program, for the journal.
+
+    Raises:
+        InputError: no row of the table can be used, or a number makes no sense.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        table: Table,
+        *,
+        backends: Mapping[str, Backend],
+        policy: Policy,
+        goals: Goals,
+        sensors: Sensors | None,
+        journal: Journal | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        control_period_s: float = 1.0,
+        memory_budget_bytes: int | None = None,
+        queue_limit: int = 64,
+        points: Collection[str] | None = None,
+        dry_run: bool = False,
+        policy_options: Mapping[str, Any] | None = None,
+        version: str = "",
+    ) -> None:
+        if control_period_s <= 0 or queue_limit < 0:
+            raise InputError(
+                f"control_period {control_period_s} must be above 0 and queue_limit {queue_limit} at least 0"
+            )
+        self.bundle, self.goals = bundle, goals.check()
+        self.table = usable_rows(bundle, table, backends, points)
+        self._journal, self._clock, self._version = journal, clock, version
+        self._table_key = hashlib.sha256(msgspec.json.encode(table)).hexdigest()[:16]
+        self._policy_options = dict(policy_options or {})
+        self._callbacks: list[Callable[[Event], None]] = []
+        self._gate = Gate(queue_limit)
+        self._figures = LoadFigures()
+        self._pool = EnginePool(
+            bundle, self.table, backends, memory_budget_bytes=memory_budget_bytes, clock=clock, on_event=self._emit
+        )
+        self._guard = Guard(self.table, bundle.ladder.names, goals, clock=clock, on_event=self._emit)
+        self._control = ControlLoop(
+            self.table,
+            self._pool,
+            self._guard,
+            self._figures,
+            policy,
+            sensors,
+            queue_depth=lambda: self._gate.depth,
+            journal=journal,
+            clock=clock,
+            period_s=control_period_s,
+            dry_run=dry_run,
+            on_event=self._emit,
+        )
+        self._answering = Answering(
+            bundle.input.shape,
+            self.table,
+            self._pool,
+            self._guard,
+            self._control,
+            self._figures,
+            self._gate,
+            journal=journal,
+            clock=clock,
+            deadline_ms=goals.deadline_ms,
+        )
+        self._state = "starting"
+        self._started_s = clock()
+
+    # -- life
+
+    def start(self) -> Agent:
+        """Loads and warms the first engine, then answers and decides.
+
+        Raises:
+            EngineError: no engine could be loaded.
+        """
+        if self._journal is not None:
+            self._journal.start(on_stop=lambda why: self._emit("journal_stopped", {"error": why}))
+            self._write_meta()
+        try:
+            self._control.start()
+        except BaseException:
+            self.close(drain_s=0)
+            raise
+        self._state = "running"
+        return self
+
+    def close(self, drain_s: float = DRAIN_S) -> None:
+        """Refuses new requests, answers those that wait, then frees everything; closing twice is harmless."""
+        if self._state == "closed":
+            return
+        self._state = "closing"
+        drained = self._answering.close(drain_s)
+        self._control.stop()
+        self._emit("closed", {"drained": drained})
+        self._pool.close()
+        if self._journal is not None:
+            self._journal.close()
+        self._state = "closed"
+
+    def __enter__(self) -> Agent:
+        return self.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # -- answering
+
+    def infer(self, batch: Batch, *, deadline_ms: float | None = None, subnet: str | None = None) -> Answer:
+        """Answers with the current engine, in the caller's thread.
+
+        Args:
+            batch: preprocessed images, float32 [N, C, H, W]; any N, larger batches are split.
+            deadline_ms: from now to the answer; None = the goal's, if there is one.
+            subnet: answer with this one, whatever is current.
+
+        Raises:
+            InputError: wrong shape or type, values that are not finite, no such subnet.
+            Busy: too many requests wait, or the agent is closing.
+            EngineError: no engine could answer.
+        """
+        return self._answering.infer(batch, deadline_ms=deadline_ms, subnet=subnet)
+
+    def submit(self, batch: Batch, *, deadline_ms: float | None = None, subnet: str | None = None) -> Future[Answer]:
+        """As :meth:`infer`, without blocking the caller: the answer comes in another thread.
+
+        A future that is cancelled while it waits costs no inference. Raises what can be told at once; the future raises
+        the rest.
+        """
+        return self._answering.submit(batch, deadline_ms=deadline_ms, subnet=subnet)
+
+    # -- operating
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers requests now."""
+        return self._state == "running" and self._pool.answering
+
+    @property
+    def classes(self) -> int:
+        """How many logits an answer has; 0 before the first engine is loaded."""
+        active = self._pool.current
+        return active.resident.classes if active is not None else len(self.bundle.labels)
+
+    def hold(self, subnet: str, for_s: float, reason: str) -> Hold:
+        """Answers with one subnet for a while, whatever the policy says.
+
+        Raises:
+            InputError: no such subnet, or a time that is not above 0.
+        """
+        if not 0 < for_s < float("inf"):
+            raise InputError(f"a hold of {for_s} s makes no sense; give a time above 0, e.g. 10m")
+        self._control.point_of(subnet)
+        now_s = self._clock()
+        hold = Hold(subnet=subnet, reason=reason, since_s=now_s, until_s=now_s + for_s, remaining_s=for_s)
+        self._control.hold(hold, told="hold")
+        return hold
+
+    def release(self) -> None:
+        """Ends a hold before its time; without one it does nothing."""
+        if self._control.held is not None:
+            self._control.hold(None, told="release")
+
+    def reconfigure(
+        self,
+        *,
+        policy: Policy | None = None,
+        policy_options: Mapping[str, Any] | None = None,
+        goals: Goals | None = None,
+    ) -> None:
+        """Takes up another policy or other goals without a pause.
+
+        Raises:
+            InputError: the goals contradict themselves; nothing has changed then.
+        """
+        if goals is not None:
+            self.goals = self._guard.goals = goals.check()
+            self._answering.deadline_ms = goals.deadline_ms
+        if policy is not None:
+            self._policy_options = dict(policy_options or {})
+        self._control.replace_policy(policy or self._control.policy, self._write_meta)
+        self._emit("reconfigured", {"policy": self._control.policy.name, "goals": msgspec.to_builtins(self.goals)})
+
+    def tick(self) -> Explanation:
+        """One control period now, beside the regular ones."""
+        return self._control.tick()
+
+    def on_event(self, callback: Callable[[Event], None]) -> None:
+        """Calls back with every switch, fault and hold, from whichever thread saw it; it must be quick and must not
+        call the agent."""
+        self._callbacks.append(callback)
+
+    def on_tick(self, callback: Callable[[], None]) -> None:
+        """Calls back after every control period that succeeded: what a watchdog is to be fed from."""
+        self._control.on_tick = callback
+
+    def explain(self, last: int = 1) -> list[Explanation]:
+        """The last decisions that differed from the one before, oldest first."""
+        return self._control.explain(last)
+
+    def status(self) -> Status:
+        """What it is doing and why."""
+        now_s, active, control = self._clock(), self._pool.current, self._control
+        row = active.row if active is not None else None
+        held = control.held
+        if held is not None:
+            held = msgspec.structs.replace(held, remaining_s=max(0.0, held.until_s - now_s))
+        return Status(
+            state="degraded" if self._state == "running" and not self._pool.answering else self._state,
+            subnet=row.subnet if row else None,
+            backend=row.backend if row else None,
+            precision=row.precision if row else None,
+            point=row.point if row else None,
+            reason=active.reason if active else "no engine is loaded yet",
+            bound=active.bound if active else "none",
+            policy=control.policy.name,
+            goals=self.goals,
+            conditions=control.conditions,
+            hold=held,
+            dry_run=control.dry_run,
+            bundle=self.bundle.name,
+            bundle_key=self.table.bundle_key,
+            expected_accuracy=row.accuracy if row else None,
+            uptime_s=now_s - self._started_s,
+            queue_depth=self._gate.depth,
+            engines=engine_statuses(self._pool, self._guard),
+            counters=Counters(
+                requests=self._figures.requests,
+                images=self._figures.images,
+                late=self._figures.late,
+                refused=self._figures.refused_requests,
+                failed=self._answering.failed,
+                rescued=self._answering.rescued,
+                switches=control.switches,
+                engine_failures=self._guard.engine_failures,
+                sensor_failures=self._guard.sensor_failures,
+                policy_failures=self._guard.policy_failures,
+            ),
+            slowdown=self._figures.slowdowns(now_s),
+            journal=self._journal.status() if self._journal is not None else None,
+        )
+
+    def _write_meta(self) -> None:
+        if self._journal is None:
+            return
+        policy = self._control.policy
+        meta = Meta(
+            version=self._version,
+            bundle=self.bundle.name,
+            bundle_key=self.table.bundle_key,
+            table_key=self._table_key,
+            policy={"name": policy.name, "options": self._policy_options, "state": policy.state()},
+            goals=msgspec.to_builtins(self.goals),
+            host=platform.node(),
+            points=tuple(row.point for row in self.table.rows),
+            dry_run=self._control.dry_run,
+        )
+        self._journal.write(meta)
+
+    def _emit(self, name: str, detail: dict[str, Any]) -> None:
+        """Journals an event and tells whoever listens; a listener that fails harms nobody."""
+        if self._journal is not None and name != "switch":  # a switch has a line of its own
+            self._journal.write(EventLine(name=name, detail=detail))
+        event = Event(name=name, time_s=self._clock(), detail=detail)
+        for callback in tuple(self._callbacks):
+            try:
+                callback(event)
+            except Exception:  # the listener's own affair
+                continue

@@ -1,0 +1,280 @@
+"""``gearshift run``: from a configuration to a serving agent, and back to silence when told.
+
+* :func:`assemble`: bundle, table, backends, policy, sensors and journal into an :class:`Agent`; all checks are here.
+* :class:`Service`: lock, sockets, server, signals, systemd; SIGTERM drains, SIGHUP reloads.
+
+Knows nothing of the command line: the configuration arrives parsed, what happens is told through a callback.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent import quantities
+from agent.config import Config
+from agent.core import Agent
+from agent.journal import Journal
+from agent.lifecycle import Instance, RunningAgent, notify, notify_reloading, watchdog_wanted
+from agent.values import Event
+from backends import registry as backend_registry
+from backends.base import Backend
+from calibration import table as tables
+from calibration.host import fingerprint
+from policies import registry as policy_registry
+from policies.base import Goals, Policy
+from subnets import Bundle
+from subnets.errors import GearshiftError, InputError, MismatchError, UnavailableError
+
+DRAIN_S = 20.0
+Tell = Callable[[str, dict[str, Any]], None]
+# Settings that a reload takes up; the others need a restart.
+_RELOADABLE = ("goals.", "policy.", "agent.policy")
+
+
+def version() -> str:
+    """The installed version, empty when run from a plain folder."""
+    try:
+        return importlib.metadata.version("gearshift")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def assemble(config: Config, *, force: bool = False, tell: Tell = lambda name, detail: None) -> Agent:
+    """An agent that is not started yet.
+
+    Args:
+        config: what to run.
+        force: use a table of another bundle or machine all the same; told as ``mismatch``.
+        tell: called with (name, detail) for what the user should know.
+
+    Raises:
+        InputError: bundle, table, policy or a goal is wrong, or they do not fit together.
+        UnavailableError: no backend of the table can be used here.
+    """
+    if not config.agent.bundle:
+        raise InputError("no bundle is named; give one: gearshift run BUNDLE, or agent.bundle in the configuration")
+    bundle = Bundle.open(config.agent.bundle)
+    table = tables.read(_table_path(config, bundle))
+    try:
+        table.check(bundle_key=bundle.key, bundle_name=bundle.name)
+        table.check(host=fingerprint({row.backend for row in table.rows}))
+    except MismatchError as error:
+        if not force:
+            raise
+        tell("mismatch", {"error": str(error)})
+    rows = _rows(table, config)
+    backends = _backends({row.backend for row in rows}, tell)
+    import sensors
+
+    journal = None
+    if config.agent.journal:
+        journal = Journal(
+            Path(config.agent.journal),
+            max_bytes=quantities.size_bytes(config.agent.journal_size),
+            keep=config.agent.journal_keep,
+        )
+    budget = config.agent.memory_budget
+    goals = config.goals.goals(time.monotonic())
+    return Agent(
+        bundle,
+        table,
+        backends=backends,
+        policy=_policy(config, goals),
+        policy_options=config.policy.options,
+        goals=goals,
+        sensors=sensors.discover(device=rows[0].device.upper()),
+        journal=journal,
+        control_period_s=quantities.seconds(config.agent.control_period),
+        memory_budget_bytes=None if budget is None else quantities.size_bytes(budget),
+        queue_limit=config.agent.queue_limit,
+        points=[row.point for row in rows],
+        dry_run=config.agent.dry_run,
+        version=version(),
+    )
+
+
+def _table_path(config: Config, bundle: Bundle) -> Path:
+    """The table named, or the one that ``gearshift calibrate`` writes by default."""
+    path = Path(config.agent.table or f"{bundle.name}.table.json")
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such calibration table; measure this machine first with "
+            f"'gearshift calibrate {config.agent.bundle} --out {path}'"
+        )
+    return path
+
+
+def _rows(table: tables.Table, config: Config) -> tuple[tables.Row, ...]:
+    """The rows that the configuration admits."""
+    wanted = config.agent
+    rows = tuple(
+        row
+        for row in table.rows
+        if (not wanted.backend or row.backend == wanted.backend)
+        and (not wanted.precision or row.precision == wanted.precision)
+        and (wanted.threads is None or row.threads == wanted.threads)
+    )
+    if not rows:
+        have = ", ".join(sorted({f"{r.backend}/{r.precision}/{r.threads} threads" for r in table.rows}))
+        raise InputError(f"the table has no rows of that backend, precision and threads; it has {have}")
+    return rows
+
+
+def _backends(names: set[str], tell: Tell) -> dict[str, Backend]:
+    found: dict[str, Backend] = {}
+    reasons = []
+    for name in sorted(names):
+        backend = backend_registry.create(name)
+        available = backend.available()
+        if available.ok:
+            found[name] = backend
+        else:
+            reasons.append(f"{name}: {available.why}")
+            tell("backend_unavailable", {"backend": name, "error": available.why})
+    if not found:
+        raise UnavailableError(f"no backend of the table can be used here ({'; '.join(reasons)})")
+    return found
+
+
+def _policy(config: Config, goals: Goals) -> Policy:
+    return policy_registry.create(config.agent.policy, goals, config.policy.options)
+
+
+class Service:
+    """One agent as a daemon.
+
+    Args:
+        config: what to run.
+        force: see :func:`assemble`.
+        reload: reads the configuration again on SIGHUP.
+        tell: called with (name, detail) for everything worth telling, from any thread.
+    """
+
+    def __init__(self, config: Config, *, force: bool, reload: Callable[[], Config], tell: Tell) -> None:
+        self._config, self._force, self._reload, self._tell = config, force, reload, tell
+        self._wake = threading.Event()
+        self._signals: list[int] = []
+
+    def run(self) -> None:
+        """Serves until SIGTERM or SIGINT, then drains. Call from the main thread.
+
+        Raises:
+            InputError, UnavailableError, EngineError: it could not start.
+        """
+        serve = self._config.serve
+        if not serve.host and not serve.socket:
+            raise InputError("nowhere to listen: serve.host and serve.socket are both empty; give one")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        with Instance() as instance:
+            agent = assemble(self._config, force=self._force, tell=self._tell)
+            agent.on_event(self._on_event)
+            self._serve(agent, instance)
+
+    def _serve(self, agent: Agent, instance: Instance) -> None:
+        import uvicorn
+
+        from agent.server import Limits, create_app, listen
+
+        serve = self._config.serve
+        unix_path = Path(serve.socket).absolute() if serve.socket else None
+        sockets = listen(serve.host or None, serve.port, unix_path)
+        try:
+            with agent:
+                limits = Limits(max_body_bytes=quantities.size_bytes(serve.max_body), max_images=serve.max_images)
+                settings = uvicorn.Config(
+                    create_app(agent, limits, version=version()),
+                    log_config=None,
+                    access_log=False,
+                    lifespan="off",
+                    ws="none",
+                    server_header=False,
+                    timeout_graceful_shutdown=int(DRAIN_S),
+                )
+                server = uvicorn.Server(settings)
+                thread = threading.Thread(target=server.run, args=(sockets,), name="gearshift-http")
+                thread.start()
+                host, port = sockets[0].getsockname()[:2] if serve.host else ("", 0)
+                running = RunningAgent(
+                    pid=os.getpid(),
+                    host=host,
+                    port=port,
+                    socket=str(unix_path or ""),
+                    bundle=agent.bundle.name,
+                    started_unix_s=time.time(),
+                )
+                instance.announce(running)
+                if watchdog_wanted():
+                    agent.on_tick(_feed_watchdog)
+                notify("READY=1", f"STATUS={agent.status().point}")
+                self._tell("listening", msgspec.to_builtins(running))
+                try:
+                    self._wait(agent, thread)
+                finally:
+                    notify("STOPPING=1")
+                    self._tell("stopping", {})
+                    server.should_exit = True
+                    thread.join()
+        finally:
+            for opened in sockets:
+                opened.close()
+            if unix_path is not None:
+                unix_path.unlink(missing_ok=True)
+        self._tell("stopped", msgspec.to_builtins(agent.status().counters))
+
+    def _wait(self, agent: Agent, server: threading.Thread) -> None:
+        while server.is_alive():
+            self._wake.wait(1.0)
+            self._wake.clear()
+            while self._signals:
+                if self._signals.pop(0) != signal.SIGHUP:
+                    return
+                notify_reloading()
+                self._apply(agent)
+                notify("READY=1")
+        raise UnavailableError("the HTTP server has ended by itself")
+
+    def _apply(self, agent: Agent) -> None:
+        """Takes up a changed configuration, or keeps the old one and says why."""
+        try:
+            new = self._reload()
+            goals = new.goals.goals(time.monotonic())
+            agent.reconfigure(policy=_policy(new, goals), policy_options=new.policy.options, goals=goals)
+        except GearshiftError as error:
+            self._tell("reload_refused", {"error": str(error)})
+            return
+        changed = _changed(self._config, new)
+        waiting = [key for key in changed if not key.startswith(_RELOADABLE)]
+        self._config = new
+        self._tell("reloaded", {"changed": changed, "after_restart": waiting})
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._signals.append(number)
+        self._wake.set()
+
+    def _on_event(self, event: Event) -> None:
+        if event.name == "switch":
+            notify(f"STATUS={event.detail['to']}: {event.detail['reason']}")
+        self._tell(event.name, event.detail)
+
+
+def _feed_watchdog() -> None:
+    notify("WATCHDOG=1")
+
+
+def _changed(old: Config, new: Config) -> list[str]:
+    """Keys that differ, as ``section.key``."""
+    found = []
+    for section in Config.__struct_fields__:
+        before, after = getattr(old, section), getattr(new, section)
+        found += [f"{section}.{k}" for k in before.__struct_fields__ if getattr(before, k) != getattr(after, k)]
+    return found
