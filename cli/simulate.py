@@ -208,7 +208,7 @@ def _print(out: Any, outcomes: Mapping[str, Outcome]) -> None:
     title = f"{first.requests:,} requests over {clock(first.duration_s)}"
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for head in heads:
-        shown.add_column(head, justify="left" if head == "policy" else "right", no_wrap=head != "on time")
+        shown.add_column(head, justify="left" if head == "policy" else "right", no_wrap=head != "battery")
     for name, run in outcomes.items():
         shown.add_row(*map(Text, cells(name, run, heads)))
     out.print(shown)
