@@ -14,9 +14,10 @@ from cli._training import DATA_HELP, recipe_options, record, training_bar
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help=DATA_HELP)
 @click.option("--middle", type=int, help="Subnets between smallest and largest per step; all by default.")
+@click.option("--full-weight", default=1.0, show_default=True, help="Weight of the full network's loss.")
 @click.option("--image-size", default=224, show_default=True, help="For image folders.")
 @recipe_options(epochs=30, learning_rate=0.05)
-def command(bundle: Path, data: str, middle: int | None, image_size: int, **recipe: Any) -> None:
+def command(bundle: Path, data: str, middle: int | None, full_weight: float, image_size: int, **recipe: Any) -> None:
     """Train all subnets of BUNDLE jointly, and write the result back.
 
     A run that was stopped continues from its checkpoint beside the bundle; exports are dropped, since they hold the
@@ -41,6 +42,7 @@ def command(bundle: Path, data: str, middle: int | None, image_size: int, **reci
             dataset,
             Recipe(**recipe),
             middle=middle,
+            full_weight=full_weight,
             checkpoint=checkpoint,
             provenance=record(),
             on_step=on_step,

@@ -7,6 +7,7 @@ collapses (the sandwich rule of US-Nets, Yu and Huang 2019, section 3.1).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -26,12 +27,21 @@ class JointObjective:
         recipe: precision, compilation and seed.
         middle: how many of the subnets between smallest and largest run in each step; None = all.
         soft: weight of the distillation term against the labels.
+        full_weight: how much the full network's loss counts against each of the others'.
 
     Raises:
-        InputError: ``middle`` is negative.
+        InputError: ``middle`` is negative or ``full_weight`` not above 0.
     """
 
-    def __init__(self, supernet: Supernet, recipe: Recipe, *, middle: int | None = None, soft: float = 0.9) -> None:
+    def __init__(
+        self,
+        supernet: Supernet,
+        recipe: Recipe,
+        *,
+        middle: int | None = None,
+        soft: float = 0.9,
+        full_weight: float = 1.0,
+    ) -> None:
         self.module: nn.Module = supernet
         self._names = supernet.ladder.names
         self._bf16 = recipe.precision == "bf16"
@@ -39,6 +49,9 @@ class JointObjective:
         between = self._names[1:-1]
         if middle is not None and middle < 0:
             raise InputError(f"middle {middle} is no number of subnets; give at least 0")
+        if not 0 < full_weight < math.inf:
+            raise InputError(f"full weight {full_weight} must be above 0; 1 counts all subnets alike")
+        self._full_weight = full_weight
         self._middle = len(between) if middle is None else min(middle, len(between))
         self._seed = recipe.seed
         self._run: Callable[[Tensor, str], Tensor] = supernet
@@ -51,7 +64,7 @@ class JointObjective:
         """One pass of every chosen subnet; returns the mean of their losses."""
         output = self._forward(images, self._names[-1])
         loss = nn.functional.cross_entropy(output, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (self._full_weight * loss).backward()  # type: ignore[no-untyped-call]
         target = output.detach().softmax(1)
         total = loss.detach()
         names = self._chosen(share_done)

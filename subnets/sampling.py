@@ -153,6 +153,7 @@ def fine_tune(
     recipe: Recipe,
     *,
     middle: int | None = None,
+    full_weight: float = 1.0,
     checkpoint: Path | None = None,
     provenance: dict[str, Any] | None = None,
     on_step: Watch = _IDLE,
@@ -167,7 +168,7 @@ def fine_tune(
     """
     check_data(bundle, dataset)
     supernet = Supernet.from_bundle(bundle)
-    objective = JointObjective(supernet, recipe.check(), middle=middle)
+    objective = JointObjective(supernet, recipe.check(), middle=middle, full_weight=full_weight)
     train(objective, dataset, recipe, checkpoint=checkpoint, on_step=on_step)
     statistics = {}
     for subnet in supernet.ladder.names:
@@ -178,10 +179,16 @@ def fine_tune(
         statistics[subnet] = "recalibrated" if better else "averaged"
         if better:
             supernet.adopt_norms(subnet, plain)
-    training = {"recipe": msgspec.to_builtins(recipe), "middle": middle, "statistics": statistics, **(provenance or {})}
-    manifest = msgspec.structs.replace(
-        bundle.manifest, exports=(), provenance={**bundle.manifest.provenance, "training": training}
-    )
+    training = {
+        "recipe": msgspec.to_builtins(recipe),
+        "middle": middle,
+        "full_weight": full_weight,
+        "statistics": statistics,
+        **(provenance or {}),
+    }
+    earlier = sum(key.startswith("training") for key in bundle.manifest.provenance)
+    made = {**bundle.manifest.provenance, f"training_{earlier + 1}" if earlier else "training": training}
+    manifest = msgspec.structs.replace(bundle.manifest, exports=(), provenance=made)
     manifest = _with_accuracy(manifest, evaluate(supernet, dataset, "test"))
     return save(bundle.path, manifest, supernet.tensors(), card(manifest))
 
