@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,14 @@ def console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
+
+
+def known_figures(values: Mapping[str, Any]) -> str:
+    """The conditions that are known, four significant digits each, on one line; empty where none is."""
+    known = {name: value for name, value in values.items() if value is not None and name != "time_s"}
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in known.items()
+    )
 
 
 def progress() -> Progress:

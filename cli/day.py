@@ -105,7 +105,7 @@ def plan(table: Table, *, duration_s: float, seed: int = 0) -> Day:
             for start, end, (_, load, _) in zip(starts, ends, _HOURS, strict=True)
         ]
     )
-    deadline_ms = max(100.0, 20 * largest.latency_p50_ms)
+    deadline_ms = max(100.0, 20 * largest.latency_p50_ms, 4 * largest.latency_p99_ms)
     goals = Goals(deadline_ms=deadline_ms, temperature_limit_c=_LIMIT_C, last_until_s=duration_s + 1, reserve=0.01)
     trace = Trace(name="a compressed day", duration_s=duration_s, arrivals_s=np.repeat(sheets, batch_size))
     plant = Plant()

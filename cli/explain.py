@@ -37,11 +37,12 @@ def command(last: int, json_file: str | None) -> None:
 def _words(one: dict[str, Any]) -> str:
     from rich.markup import escape
 
+    from cli._output import known_figures
+
     since, until = (time.strftime("%H:%M:%S", time.localtime(one[key])) for key in ("since_unix_s", "until_unix_s"))
     lines = [f"[bold]{since} to {until}[/]  {one['decided']}: {escape(one['reason'])} (bound: {one['bound']})"]
     if one["applied"] != one["decided"]:
         lines.append(f"  applied {one['applied'] or 'nothing'}: {escape(one['applied_why'])}")
     lines += [f"  [red]{escape(fault)}[/]" for fault in one["faults"]]
-    known = {name: value for name, value in one["conditions"].items() if value is not None and name != "time_s"}
-    lines.append("  " + (", ".join(f"{name} {value}" for name, value in known.items()) or "nothing was known"))
+    lines.append(f"  {known_figures(one['conditions']) or 'nothing was known'}")
     return "\n".join(lines)

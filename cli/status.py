@@ -33,7 +33,7 @@ def _print(status: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from cli._output import console
+    from cli._output import console, known_figures
 
     out = console()
     out.print(
@@ -46,11 +46,7 @@ def _print(status: dict[str, Any]) -> None:
         out.print(f"hold        {hold['subnet']} for {hold['remaining_s']:.0f} s more: {escape(hold['reason'])}")
     goals = {name: value for name, value in status["goals"].items() if value is not None}
     out.print(f"goals       {', '.join(f'{name} {value:g}' for name, value in goals.items())}")
-    known = {k: v for k, v in (status["conditions"] or {}).items() if v is not None and k != "time_s"}
-    shown = ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in known.items()
-    )
-    out.print(f"conditions  {shown or 'nothing is known'}")
+    out.print(f"conditions  {known_figures(status['conditions'] or {}) or 'nothing is known'}")
     counters = {name: value for name, value in status["counters"].items() if value}
     out.print(f"counted     {', '.join(f'{name} {value}' for name, value in counters.items()) or 'nothing yet'}")
     if status["journal"]:
