@@ -55,7 +55,7 @@ POLICY_OPTIONS = {
 _HOURS = (
     (0.0, 0.15, _COOL_C),
     (5.0, _USUAL, _COOL_C),
-    (7.5, 1.30, _COOL_C),
+    (7.5, 1.10, _COOL_C),
     (10.0, _USUAL, _COOL_C),
     (12.5, _USUAL, _HOT_C),
     (16.0, _USUAL, _COOL_C),
