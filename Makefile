@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check format install install-device clean
+.PHONY: demo test test-gpu check format install install-device clean
 
 demo: $(VENV)/.demo  ## train, sample, compile, calibrate and run, live
 	$(BIN)/gearshift demo
 
 test: $(VENV)/.dev  ## the whole test suite, offline
 	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.dev  ## the contract with the real libraries, on a machine with an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu -rs
 
 check: $(VENV)/.dev  ## lint, format and types
 	$(BIN)/ruff check .
