@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from agent import quantities
-from policies.base import Goals
+from policies.base import Goals, Maximise
 from subnets.errors import InputError
 
 _MAX_FILE_BYTES = 2**20
@@ -61,6 +61,9 @@ class GoalsSection(Section, frozen=True, kw_only=True):
     last_until: Quantity | None = None  # "8h" from the start, or a time of day, "18:00"
     reserve: float = 0.05
     battery_capacity_j: float | None = None
+    deadline_percentile: float = 0.99
+    switches_per_hour: int | None = None
+    maximise: Maximise = "accuracy"
 
     def goals(self, now_s: float) -> Goals:
         """The goals on a clock that reads ``now_s`` now.
@@ -76,6 +79,9 @@ class GoalsSection(Section, frozen=True, kw_only=True):
             last_until_s=None if self.last_until is None else now_s + quantities.seconds_until(self.last_until),
             reserve=self.reserve,
             battery_capacity_j=self.battery_capacity_j,
+            deadline_percentile=self.deadline_percentile,
+            switches_per_hour=self.switches_per_hour,
+            maximise=self.maximise,
         ).check()
 
 
@@ -174,6 +180,7 @@ _EXAMPLES = {
     "temperature_limit_c": "80.0",
     "last_until": '"18:00"',
     "battery_capacity_j": "72000.0",
+    "switches_per_hour": "20",
     "socket": '"agent.sock"',
 }
 

@@ -44,8 +44,12 @@ def _print(status: dict[str, Any]) -> None:
     if status["hold"]:
         hold = status["hold"]
         out.print(f"hold        {hold['subnet']} for {hold['remaining_s']:.0f} s more: {escape(hold['reason'])}")
-    goals = {name: value for name, value in status["goals"].items() if value is not None}
-    out.print(f"goals       {', '.join(f'{name} {value:g}' for name, value in goals.items())}")
+    goals = [
+        f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}"
+        for name, value in status["goals"].items()
+        if value is not None
+    ]
+    out.print(f"goals       {', '.join(goals)}")
     out.print(f"conditions  {known_figures(status['conditions'] or {}) or 'nothing is known'}")
     counters = {name: value for name, value in status["counters"].items() if value}
     out.print(f"counted     {', '.join(f'{name} {value}' for name, value in counters.items()) or 'nothing yet'}")

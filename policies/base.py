@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import msgspec
 
@@ -41,16 +41,25 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     miss_rate: float | None = None  # share of recent answers later than the deadline
 
 
+Maximise = Literal["accuracy", "answers_per_joule"]
+
+
 class Goals(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the user wants kept; the most accurate operating point that keeps it is wanted. None = no such wish."""
+    """What the user wants kept, and what is wanted as large as that allows. None = no such wish.
+
+    ``answers_per_joule`` counts right answers: no rung above the one that gives most of them for a joule is used.
+    """
 
     deadline_ms: float | None = None  # from arrival to answer
+    deadline_percentile: float = 0.99  # share of the answers that should keep the deadline
     min_accuracy: float | None = None  # share 0..1; a floor under what every other wish may cost
     max_power_w: float | None = None  # of the measured domain, while a batch is being computed
     temperature_limit_c: float | None = None  # without one, only the processor's own throttling counts as heat
     last_until_s: float | None = None  # on the clock of Conditions.time_s
     reserve: float = 0.05  # state of charge to keep, share 0..1
     battery_capacity_j: float | None = None  # when the battery does not report energy itself
+    switches_per_hour: int | None = None  # most switches in any hour; only going down may exceed it
+    maximise: Maximise = "accuracy"
 
     def check(self) -> Goals:
         """Itself, when the wishes are possible and do not contradict each other.
@@ -68,11 +77,26 @@ class Goals(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 raise InputError(f"goal {name} is {value}; give a share from 0 to below 1 (0.9 for 90 %)")
         if self.last_until_s is not None and not math.isfinite(self.last_until_s):
             raise InputError(f"goal last_until_s is {self.last_until_s}; give a time in seconds")
+        if not 0.5 <= self.deadline_percentile < 1:
+            raise InputError(
+                f"goal deadline_percentile is {self.deadline_percentile}; give a share from 0.5 to below 1 "
+                "(0.99 for 99 %)"
+            )
+        if self.switches_per_hour is not None and self.switches_per_hour < 1:
+            raise InputError(
+                f"goal switches_per_hour is {self.switches_per_hour}; give a whole number from 1, or choose the "
+                "policy static, which never switches"
+            )
+        if self.maximise not in get_args(Maximise):
+            raise InputError(f"goal maximise is '{self.maximise}'; give one of {', '.join(get_args(Maximise))}")
         return self
 
 
 class SlackStep(msgspec.Struct, frozen=True):
-    """With at least ``slack_ms`` left to the deadline, use this operating point."""
+    """With at least ``slack_ms`` left to the deadline, use this operating point.
+
+    A point names its batch size: up to so many waiting requests are taken at once, earliest deadline first.
+    """
 
     slack_ms: float
     point: str

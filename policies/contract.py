@@ -93,6 +93,9 @@ def all_goals(draw: st.DrawFn) -> Goals:
         last_until_s=draw(st.none() | st.floats(1, 20_000)),
         reserve=draw(st.floats(0, 0.5)),
         battery_capacity_j=draw(st.none() | st.floats(1000, 500_000)),
+        deadline_percentile=draw(st.sampled_from((0.5, 0.95, 0.99))),
+        switches_per_hour=draw(st.none() | st.integers(1, 100)),
+        maximise=draw(st.sampled_from(("accuracy", "accuracy", "answers_per_joule"))),
     )
 
 

@@ -33,6 +33,25 @@ class Smoothed(msgspec.Struct, forbid_unknown_fields=True):
         return self.value
 
 
+class LongMean(msgspec.Struct, forbid_unknown_fields=True):
+    """A plain mean over time at first, an exponential one with time constant ``tau`` once that much has been seen."""
+
+    value: float | None = None
+    time_s: float = 0.0
+    seen_s: float = 0.0
+
+    def update(self, sample: float, time_s: float, tau_s: float) -> float:
+        """Takes a sample in and gives the mean; time that runs backwards starts the mean anew."""
+        elapsed = time_s - self.time_s
+        if self.value is None or elapsed < 0:
+            self.value, self.seen_s = sample, 0.0
+        elif elapsed > 0:
+            self.seen_s = min(self.seen_s + elapsed, tau_s)
+            self.value += min(1.0, elapsed / self.seen_s) * (sample - self.value)
+        self.time_s = time_s
+        return self.value
+
+
 def dump(memory: msgspec.Struct) -> dict[str, Any]:
     """The record as JSON types, detached from it."""
     state: dict[str, Any] = msgspec.to_builtins(memory)

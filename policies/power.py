@@ -24,7 +24,8 @@ class Power(RungPolicy):
 
     The cap protects a supply, and a supply sees each batch: so the power of a rung at work counts, not its average at
     the arrival rate. What is measured beyond the table's power of the rung in use, averaged over half a minute, is
-    drawn by something else and is taken off the cap. Without powers in the table nothing binds.
+    drawn by something else and is taken off the cap. While the cap is being exceeded, only rungs that draw less than
+    the one in use will do. Without powers in the table nothing binds.
     """
 
     name = "power"
@@ -49,6 +50,8 @@ class Power(RungPolicy):
         excess_w = self._memory.excess_w.value or 0.0
         urgent = measured is not None and measured > cap_w
         fitting = [index for index, watts in enumerate(busy_w) if watts + excess_w <= cap_w]
+        if urgent and in_use is not None:  # an average that has yet to rise must not keep what is too much now
+            fitting = [index for index in fitting if busy_w[index] < busy_w[in_use]]
         others = f" beside {excess_w:.1f} W of others" if excess_w >= 0.05 else ""
         if not fitting:
             least = min(range(top + 1), key=lambda index: busy_w[index])

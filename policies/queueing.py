@@ -1,8 +1,9 @@
-"""Service times from two quantiles, and the mean wait in a queue with one server."""
+"""Service times from two quantiles, and waits in a queue with one server."""
 
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 _Z99 = 2.3263478740408408  # the standard normal's 99 % quantile
 
@@ -29,3 +30,37 @@ def mean_wait(rate: float, service: float, squared_variation: float) -> float:
     if utilisation >= 1:
         return math.inf
     return utilisation / (1 - utilisation) * (1 + squared_variation) / 2 * service
+
+
+def quantile(p50: float, p99: float, share: float) -> float:
+    """The ``share`` quantile of the lognormal with these quantiles; p99 itself, unrounded, at 0.99."""
+    if share == 0.99 or not 0 < p50 < p99:
+        return p99
+    return p50 * math.pow(p99 / p50, NormalDist().inv_cdf(share) / _Z99)
+
+
+def on_time(rate: float, service: tuple[float, ...], squared_variation: float, deadline: float) -> float:
+    """Share of answers within ``deadline``, with ``service`` a few equally likely service times.
+
+    The wait is taken as zero with probability ``1 - rho`` and exponential otherwise, with the mean of
+    :func:`mean_wait`: exact for M/M/1, the usual approximation for M/G/1 (Tijms, A First Course in Stochastic Models,
+    2003, chapter 9). 0 from rho = 1.
+    """
+    mean = sum(service) / len(service)
+    utilisation = rate * mean
+    if utilisation >= 1:
+        return 0.0
+    wait = mean_wait(rate, mean, squared_variation)
+    total = 0.0
+    for time in service:
+        left = deadline - time
+        if left >= 0:
+            total += 1.0 - (utilisation * math.exp(-utilisation * left / wait) if wait > 0 else 0.0)
+    return total / len(service)
+
+
+def spread(p50: float, p99: float, count: int) -> tuple[float, ...]:
+    """``count`` equally likely times of the lognormal with these quantiles: the medians of equal slices."""
+    sigma = math.log(p99 / p50) / _Z99 if 0 < p50 < p99 else 0.0
+    normal = NormalDist()
+    return tuple(p50 * math.exp(sigma * normal.inv_cdf((k + 0.5) / count)) for k in range(count))

@@ -27,6 +27,17 @@ _CLASSES = {
     "thermal": "policies.thermal:Thermal",
     "battery": "policies.battery:Battery",
     "power": "policies.power:Power",
+    "ladder": "policies.ladder:Ladder",
+    "aimd": "policies.aimd:Aimd",
+    "pid": "policies.pid:Pid",
+    "maxacc": "policies.maxacc:MaxAcc",
+    "maxbatch": "policies.maxbatch:MaxBatch",
+    "slackfit": "policies.slackfit:SlackFit",
+    "effective": "policies.effective:Effective",
+    "alert": "policies.alert:Alert",
+    "lyapunov": "policies.lyapunov:Lyapunov",
+    "bandit": "policies.bandit:Bandit",
+    "mdp": "policies.mdp:Mdp",
     "composite": "policies.composite:Composite",
 }
 

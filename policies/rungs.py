@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from calibration.table import Row, Table, frontier
-from policies.base import Decision, Goals, Policy, SlackStep
+from policies.base import Decision, Goals, Maximise, Policy, SlackStep
 from subnets.errors import InputError
 
 T = TypeVar("T")
@@ -42,7 +42,8 @@ class Rungs(msgspec.Struct, frozen=True, kw_only=True):
     """Rows in ascending accuracy *and* ascending median latency; parallel tuples, never empty.
 
     ``labels`` are the subnets' names where these are unique, else the points'. ``short`` says that no row reaches the
-    wished accuracy (then the most accurate row is the only rung); ``floor`` that the wish took rungs away below.
+    wished accuracy (then the most accurate row is the only rung); ``floor`` that the wish took rungs away below;
+    ``thrifty`` that rungs above were left out, as they give fewer right answers for a joule.
     """
 
     rows: tuple[Row, ...]
@@ -51,6 +52,7 @@ class Rungs(msgspec.Struct, frozen=True, kw_only=True):
     position: dict[str, int]  # point -> index
     short: str = ""
     floor: str = ""
+    thrifty: str = ""
 
     def choose(
         self,
@@ -67,11 +69,16 @@ class Rungs(msgspec.Struct, frozen=True, kw_only=True):
             bound = "accuracy" if bound == "none" else bound
         elif self.floor and index == 0 and bound != "none":
             reason = f"{reason}; {self.floor}"
+        if self.thrifty and index == len(self.points) - 1 and bound == "none":
+            reason = f"{reason}; {self.thrifty}"
         return Decision(point=self.points[index], reason=reason, bound=bound, urgent=urgent, slack_plan=slack_plan)
 
 
-def rungs_of(table: Table, where: Where, min_accuracy: float | None = None) -> Rungs:
+def rungs_of(table: Table, where: Where, min_accuracy: float | None = None, maximise: Maximise = "accuracy") -> Rungs:
     """The frontier of the rows that ``where`` selects, without those below ``min_accuracy``.
+
+    With ``answers_per_joule`` also without those above the thriftiest: the rung with the most right answers for a joule
+    above idle (for a processor second where no energies are known; for a second where these are not either).
 
     Raises:
         InputError: no row of the table matches ``where``.
@@ -95,6 +102,13 @@ def rungs_of(table: Table, where: Where, min_accuracy: float | None = None) -> R
         elif len(kept) < len(ladder):
             floor = f"nothing smaller reaches {100 * min_accuracy:.1f} % accuracy"
         ladder = kept
+    thrifty = ""
+    if maximise == "answers_per_joule":
+        per_cost, unit = _right_answers(ladder, table.idle_power_w)
+        best = max(range(len(ladder)), key=lambda index: (per_cost[index], -index))
+        if best < len(ladder) - 1:
+            thrifty = f"{ladder[best].subnet} gives most right answers a {unit}"
+            ladder = ladder[: best + 1]
     points = tuple(row.point for row in ladder)
     subnets = tuple(row.subnet for row in ladder)
     return Rungs(
@@ -104,7 +118,31 @@ def rungs_of(table: Table, where: Where, min_accuracy: float | None = None) -> R
         position={point: index for index, point in enumerate(points)},
         short=short,
         floor=floor,
+        thrifty=thrifty,
     )
+
+
+def net_energy_j(row: Row, idle_w: float | None) -> float | None:
+    """Net energy per image: measured, else gross minus idle over the time of one image, else gross."""
+    if row.net_energy_j is not None:
+        return max(0.0, row.net_energy_j)  # a difference of two measurements may fall below zero by noise
+    gross = row.energy_j
+    if gross is None and row.power_w is not None:
+        gross = row.power_w / row.throughput_per_s
+    if gross is None:
+        return None
+    return max(0.0, gross - (idle_w or 0.0) / row.throughput_per_s)
+
+
+def _right_answers(ladder: tuple[Row, ...], idle_w: float | None) -> tuple[list[float], str]:
+    """Right answers per unit of cost, rung by rung, and the unit."""
+    joules = [net_energy_j(row, idle_w) for row in ladder]
+    cores = [row.cpu_s for row in ladder]
+    for costs, unit in ((joules, "joule"), (cores, "processor second")):
+        known = [cost for cost in costs if cost]
+        if len(known) == len(ladder):
+            return [row.accuracy / cost for row, cost in zip(ladder, known, strict=True)], unit
+    return [row.accuracy * row.throughput_per_s for row in ladder], "second"
 
 
 class PerTable(Generic[T]):
@@ -135,7 +173,7 @@ class RungPolicy(Policy):
         self._rungs: PerTable[Rungs] = PerTable(self._find)
 
     def _find(self, table: Table) -> Rungs:
-        return rungs_of(table, self.where, self.goals.min_accuracy)
+        return rungs_of(table, self.where, self.goals.min_accuracy, self.goals.maximise)
 
 
 class Order(msgspec.Struct, frozen=True):

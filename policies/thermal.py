@@ -1,7 +1,8 @@
-"""Heat: a ladder of rungs walked by the headroom to the temperature limit, some seconds ahead.
+"""Heat: the best rung whose temperature, forecast some seconds ahead, stays below the limit.
 
-The headroom is normalised, ``h = (limit - T) / (limit - reference)``: 1 at the reference temperature, 0 at the limit.
-``T`` is the temperature ``forecast_s`` ahead, along its smoothed slope. Knows nothing of load or battery.
+With an identified thermal node (:mod:`policies.heat`) each rung's own temperature is forecast; until then a ladder is
+walked by the normalised headroom, ``h = (limit - T) / (limit - reference)``, of the temperature along its slope. Knows
+nothing of load or battery.
 """
 
 from __future__ import annotations
@@ -13,12 +14,20 @@ import msgspec
 
 from calibration.table import Table
 from policies.base import Conditions, Decision, Goals
+from policies.heat import HeatMemory, HeatModel, identified, observe
 from policies.memory import Smoothed, dump, load
 from policies.rungs import PerTable, RungPolicy, Where, require
 from policies.watts import PowerModel, power_model
+from policies.wording import duration
 from subnets.errors import InputError
 
 _SLOPE_S = 15.0  # time constant of the slope: long against a sensor's 1 degree steps, short against a heat sink
+_POWER_S = 5.0  # time constant of the power that a forecast starts from
+_LONG = 20.0  # how much farther than forecast_s is looked before a step up
+_WINDOWS = 3.0  # windows of identification in forecast_s
+_FILTERS = 4.0  # time constants of the temperature's filter in forecast_s
+_CLEARLY_C = 1.0  # a step up must stay so far below, a step of a coarse sensor
+_DOUBTS = 2.0  # standard deviations of the forecast to keep clear of the limit
 _IDENTIFY_S = 120.0  # time constant of the degrees-per-watt estimate
 
 
@@ -30,12 +39,26 @@ class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     slope_c_per_s: Smoothed = msgspec.field(default_factory=Smoothed)
     rise_times_power: Smoothed = msgspec.field(default_factory=Smoothed)
     power_squared: Smoothed = msgspec.field(default_factory=Smoothed)
+    heat: HeatMemory = msgspec.field(default_factory=HeatMemory)
+    power_w: Smoothed = msgspec.field(default_factory=Smoothed)
+    filtered_c: float | None = None
+    filtered_s: float = 0.0
 
 
 class Thermal(RungPolicy):
     """Steps a ceiling down before the limit is reached, and up again when the model says that it will hold.
 
-    Each row is tried in turn; at most one step per ``settle_s``, so that the last one can show its effect.
+    *Once the device is identified* as one thermal node, from its own temperature and power, ``T_i(s)`` is the forecast
+    for rung i after ``s`` seconds, plus twice the standard deviation of the estimate. With ``H = forecast_s``::
+
+        down to the best i with  T_i(H)    <= limit - margin
+        up one rung if           T_i(20 H) <= limit - margin - 1
+
+    The longer look before going up keeps the number of switches small where no rung holds the limit exactly: the two
+    around it take turns of minutes. The power of a rung is the measured one, plus the table's difference.
+
+    *Until then*, each row of the table is tried in turn; at most one step per ``settle_s``, so that the last one can
+    show its effect, which also holds with a model.
 
     ==================================  ==========================================================
     temperature at or above the limit   down to the fastest rung at once (urgent)
@@ -58,6 +81,7 @@ class Thermal(RungPolicy):
         h_lo: headroom below which the ceiling steps down, a share.
         h_hi: headroom above which it may step up, a share above h_lo.
         forecast_s: how far ahead the temperature is looked at, in seconds.
+        margin_c: how far below the limit an identified forecast should stay, in degrees Celsius.
         reference_c: temperature of headroom 1, best that of the surroundings, in degrees Celsius.
         settle_s: least time between two steps, in seconds.
         clear_s: time without throttling before a step up, in seconds.
@@ -74,6 +98,7 @@ class Thermal(RungPolicy):
         h_lo: float = 0.15,
         h_hi: float = 0.35,
         forecast_s: float = 30.0,
+        margin_c: float = 2.0,
         reference_c: float = 25.0,
         settle_s: float = 10.0,
         clear_s: float = 60.0,
@@ -84,6 +109,7 @@ class Thermal(RungPolicy):
         require(0 <= h_lo < 1, self.name, "h_lo", h_lo, "a share from 0 to below 1")
         require(h_lo < h_hi < 1, self.name, "h_hi", h_hi, f"a share above h_lo ({h_lo:g}) and below 1")
         require(0 <= forecast_s < math.inf, self.name, "forecast_s", forecast_s, "a time from 0 seconds")
+        require(0 <= margin_c < math.inf, self.name, "margin_c", margin_c, "degrees from 0")
         require(0 <= settle_s < math.inf, self.name, "settle_s", settle_s, "a time from 0 seconds")
         require(0 <= clear_s < math.inf, self.name, "clear_s", clear_s, "a time from 0 seconds")
         require(math.isfinite(reference_c), self.name, "reference_c", reference_c, "a temperature in degrees Celsius")
@@ -96,6 +122,7 @@ class Thermal(RungPolicy):
                 f"({reference_c:g}), or lower the option reference_c of policy thermal"
             )
         self.h_lo, self.h_hi, self.forecast_s, self.reference_c = h_lo, h_hi, forecast_s, reference_c
+        self.margin_c = margin_c
         self.settle_s, self.clear_s, self.degrees_per_watt = settle_s, clear_s, degrees_per_watt
         self._model: PerTable[PowerModel] = PerTable(lambda t: power_model(self._rungs(t), t.idle_power_w))
         self._memory = _Memory()
@@ -115,6 +142,8 @@ class Thermal(RungPolicy):
                 target = self._down(now, level, running)
             elif level < top and self._clear(now) and self._since(memory.stepped_s, now) >= self.clear_s:
                 target = level + 1
+        elif (node := identified(memory.heat)) is not None and (power_w := memory.power_w.value) is not None:
+            target, state = self._foresee(conditions, table, node, power_w, measured, limit, level, running)
         else:
             target, state = self._walk(conditions, table, measured, limit, level, running)
         if conditions.throttled:
@@ -147,6 +176,64 @@ class Thermal(RungPolicy):
         if (limit - warmer) / span > self.h_lo:
             return level + 1, state
         return level, f"{state}; {rungs.labels[level + 1]} would bring {warmer:.1f} °C"
+
+    def _foresee(
+        self,
+        conditions: Conditions,
+        table: Table,
+        node: HeatModel,
+        power_w: float,
+        measured: float,
+        limit: float,
+        level: int,
+        running: int,
+    ) -> tuple[int, str]:
+        """The level after this moment, with an identified node, and the state in words."""
+        now, rungs, keep_c = conditions.time_s, self._rungs(table), limit - self.margin_c
+        reading, measured = measured, self._filter(node, power_w, measured, now)
+        model = self._model(table)
+
+        def ahead_c(index: int, seconds: float) -> float:
+            more_w = model.difference_w(index, running, conditions.arrival_rate_hz)
+            watts = max(0.0, power_w + (more_w or 0.0))
+            doubt_c = _DOUBTS * node.doubt_c(measured, watts, seconds)
+            return node.forecast_c(measured, watts, seconds) + doubt_c
+
+        expected = ahead_c(level, self.forecast_s)
+        state = (
+            f"{reading:.1f} °C, {rungs.labels[level]} brings {expected:.1f} °C in {self.forecast_s:g} s, "
+            f"{limit:g} °C allowed"
+        )
+        if reading >= limit:
+            return 0, state
+        settled = self._since(self._memory.stepped_s, now) >= self.settle_s
+        if conditions.throttled:
+            return self._down(now, level, running), state
+        if expected > keep_c:
+            if not settled:
+                return level, state
+            most_c = max(keep_c, (measured + keep_c) / 2)  # from above, half the way back is enough
+            fitting = (index for index in range(level - 1, 0, -1) if ahead_c(index, self.forecast_s) <= most_c)
+            return min(next(fitting, 0), level), state
+        if level < len(rungs.points) - 1 and settled and self._clear(now):
+            long_s = _LONG * self.forecast_s
+            warmest = max(ahead_c(level + 1, self.forecast_s), ahead_c(level + 1, long_s))
+            if warmest <= keep_c - _CLEARLY_C:
+                return level + 1, state
+            state += f"; {rungs.labels[level + 1]} would bring {warmest:.1f} °C in {duration(long_s)}"
+        return level, state
+
+    def _filter(self, node: HeatModel, power_w: float, measured: float, now: float) -> float:
+        """The temperature without the sensor's noise and steps: the model's, drawn towards what is measured."""
+        memory = self._memory
+        before, elapsed = memory.filtered_c, now - memory.filtered_s
+        memory.filtered_s = now
+        if before is None or not 0 <= elapsed <= self.forecast_s:
+            memory.filtered_c = measured
+        else:
+            expected = node.forecast_c(before, power_w, elapsed)
+            memory.filtered_c = expected - math.expm1(-elapsed * _FILTERS / self.forecast_s) * (measured - expected)
+        return memory.filtered_c
 
     def reset(self) -> None:
         """Forgets temperatures, steps and the identified degrees per watt."""
@@ -192,6 +279,8 @@ class Thermal(RungPolicy):
             above_idle = model.inference_w(running, conditions.arrival_rate_hz)
             power = None if above_idle is None else above_idle + (model.idle_w or 0.0)
         if power is not None:
+            observe(memory.heat, now, measured, power, self.forecast_s / _WINDOWS)
+            memory.power_w.update(power, now, _POWER_S)
             memory.rise_times_power.update((measured - self.reference_c) * power, now, _IDENTIFY_S)
             memory.power_squared.update(power * power, now, _IDENTIFY_S)
 

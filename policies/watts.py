@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from calibration.table import Row
-from policies.rungs import Rungs
+from policies.rungs import Rungs, net_energy_j
 
 
 class PowerModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,23 +38,11 @@ def power_model(rungs: Rungs, idle_w: float | None) -> PowerModel:
     """The columns of a ladder; ``idle_w`` is the table's idle power."""
     return PowerModel(
         idle_w=idle_w,
-        net_energy_j=_all(tuple(_net_energy_j(row, idle_w) for row in rungs.rows)),
+        net_energy_j=_all(tuple(net_energy_j(row, idle_w) for row in rungs.rows)),
         cpu_s=_all(tuple(row.cpu_s or None for row in rungs.rows)),
         busy_w=_all(tuple(row.power_w for row in rungs.rows)),
         throughput_hz=tuple(row.throughput_per_s for row in rungs.rows),
     )
-
-
-def _net_energy_j(row: Row, idle_w: float | None) -> float | None:
-    """Net energy per image: measured, else gross minus idle over the time of one image, else gross."""
-    if row.net_energy_j is not None:
-        return max(0.0, row.net_energy_j)  # a difference of two measurements may fall below zero by noise
-    gross = row.energy_j
-    if gross is None and row.power_w is not None:
-        gross = row.power_w / row.throughput_per_s
-    if gross is None:
-        return None
-    return max(0.0, gross - (idle_w or 0.0) / row.throughput_per_s)
 
 
 def _all(values: tuple[float | None, ...]) -> tuple[float, ...] | None:

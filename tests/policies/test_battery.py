@@ -85,14 +85,14 @@ def test_what_the_rest_of_the_device_draws_is_learnt_from_the_battery(table):
     point = "s100@openvino:bf16:b1"
     assert subnet(policy.decide(budget(7.0, battery_power_w=8.5), table, point)) == "s75"  # 5 + 1.95 W
     assert subnet(policy.decide(budget(6.9, battery_power_w=8.5), table, point)) == "s50"
-    assert policy.state()["base_w"]["value"] == pytest.approx(5.0)
+    assert policy.state()["budget"]["base_w"]["value"] == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("conditions", [{"on_mains": True, "battery_power_w": 8.5}, {"battery_power_w": -8.5}])
 def test_nothing_is_learnt_while_charging(table, conditions):
     policy = Battery(HOUR)
     policy.decide(budget(7.0, **conditions), table, "s100@openvino:bf16:b1")
-    assert policy.state()["base_w"]["value"] is None
+    assert policy.state()["budget"]["base_w"]["value"] is None
 
 
 def test_without_energies_processor_seconds_rank_the_rungs(make_table, make_row):
@@ -165,3 +165,43 @@ def test_a_gauge_in_steps_of_one_percent_still_lasts(table):
 def test_a_negative_stay_is_refused():
     with pytest.raises(InputError, match=r"mix_s is -1"):
         Battery(HOUR, mix_s=-1.0)
+
+
+def test_each_answer_is_given_the_same_energy_so_a_quiet_hour_saves_for_a_busy_one(table):
+    """Ten minutes busy, ten quiet, in turns: the rung does not follow the load, since the price of energy is one."""
+    goals, current, energy, used = Goals(last_until_s=7200.0, reserve=0.0), None, 4.2 * 7200.0, []
+    policy = Battery(goals)
+    for t in range(7200):
+        rate = 80.0 if (t // 600) % 2 == 0 else 20.0
+        moment = Conditions(time_s=float(t), battery_energy_j=energy, arrival_rate_hz=rate)
+        current = policy.decide(moment, table, current).point
+        row = table.row(current)
+        energy -= 3.0 + rate * row.net_energy_j
+        used.append((rate, row.accuracy))
+    assert -1 <= energy < 0.02 * 4.2 * 7200
+    late = used[1800:]
+    busy, quiet = ([accuracy for rate, accuracy in late if rate == wanted] for wanted in (80.0, 20.0))
+    assert abs(sum(busy) / len(busy) - sum(quiet) / len(quiet)) < 0.01
+
+
+def test_a_gauge_that_falls_silent_is_bridged(table):
+    policy, point = Battery(HOUR, mix_s=0), "s50@openvino:bf16:b1"
+    assert subnet(policy.decide(budget(4.1), table, point)) == "s50"
+    silent = [Conditions(time_s=float(t), arrival_rate_hz=50.0) for t in range(1, 1800)]
+    assert {subnet(policy.decide(moment, table, point)) for moment in silent} == {"s50"}
+    late = Conditions(time_s=0.0 + 2 * 3600, arrival_rate_hz=50.0)
+    assert policy.decide(late, table, point).bound == "none"  # too long ago to say anything
+
+
+def test_the_sun_counts_as_less_base_power_but_never_as_less_than_none(table):
+    # 2 W drawn from the battery with s50 at 50/s, which takes 1 W: 2 W of base and harvest together instead of 3 W
+    policy, point = Battery(HOUR, mix_s=0), "s50@openvino:bf16:b1"
+    moment = Conditions(
+        time_s=0.0, battery_energy_j=4.0 * 3600, battery_power_w=2.0, arrival_rate_hz=50.0, on_mains=False
+    )
+    assert subnet(policy.decide(moment, table, point)) == "s75"  # 1 + 1.95 W
+    policy.reset()
+    policy.decide(msgspec.structs.replace(moment, battery_power_w=-5.0), table, point)
+    assert policy.state()["budget"]["base_w"]["value"] == pytest.approx(-6.0)
+    decision = policy.decide(msgspec.structs.replace(moment, battery_energy_j=0.9 * 3600), table, point)
+    assert subnet(decision) == "s25"  # 0.9 W for answers: no more, however the sun shines now

@@ -15,7 +15,9 @@ from subnets.errors import InputError
 
 
 def test_there_are_the_policies_of_the_documentation():
-    assert names() == ("smallest", "largest", "static", "throughput", "thermal", "battery", "power", "composite")
+    simple = ("smallest", "largest", "static", "throughput", "thermal", "battery", "power")
+    contenders = ("ladder", "aimd", "pid", "maxacc", "maxbatch", "slackfit", "effective", "alert")
+    assert names() == (*simple, *contenders, "lyapunov", "bandit", "mdp", "composite")
 
 
 def test_options_and_goals_arrive_and_texts_are_read_as_numbers(table):

@@ -1,0 +1,115 @@
+"""Slack plans from the solved queue (:mod:`policies.lindley`), by load, slowdown and ceiling; solved when first met."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from calibration.table import Row, Table
+from policies.base import Goals, SlackStep
+from policies.fitting import plan_of, shelves
+from policies.rungs import PerTable, Rungs, Where
+
+_STEP = 1.15  # ratio between neighbouring bins of load and of slowdown
+_STICK = 0.25  # of a bin, by which a value must leave its bin before the next one is taken
+_IDLE = 0.3  # of what the most accurate rows can answer: plans for less would be caught out by the first burst
+_CROWDED = 0.7  # busy share of the quickest row, above which late requests are worked off in large batches
+_LONGEST_QUEUE = 32  # waiting requests beside a batch; a longer deadline is not used up for queueing
+_LONGEST_SERVICES = 40.0  # so many services of the slowest row, for the same reason
+
+
+class Planned(msgspec.Struct, frozen=True):
+    """A plan, the row it never goes above, and what it earns."""
+
+    steps: tuple[SlackStep, ...]
+    ceiling: Row
+    gain: float  # accuracy times share on time, in the long run
+    first: Row  # the row for a request that has not waited
+
+
+class QueuePlans:
+    """Plans for one set of goals; what was solved is kept for as long as the same table comes.
+
+    Args:
+        goals: deadline, minimum accuracy and what to maximise count.
+        where: the rows to choose from; all batch sizes unless it names one.
+    """
+
+    def __init__(self, goals: Goals, where: Where) -> None:
+        self.goals, self.where = goals, where
+        self.shelves: PerTable[tuple[Rungs, ...]] = PerTable(lambda table: shelves(table, where, goals))
+        self._solved: PerTable[dict[tuple[int, int, float], Planned]] = PerTable(lambda _: {})
+        self._floor: PerTable[float] = PerTable(self._idle_rate)
+
+    def bins(self, table: Table, rate_hz: float, slowdown: float, before: tuple[int, int] | None) -> tuple[int, int]:
+        """The bins of load and slowdown; those of before as long as the values have not clearly left them."""
+        floor = self._floor(table)
+        last_rate, last_slow = before if before is not None else (None, None)
+        return _bin(max(rate_hz, floor), last_rate), _bin(max(slowdown, 0.01), last_slow)
+
+    def plan(self, table: Table, bins: tuple[int, int], most_accuracy: float) -> Planned:
+        """The plan for these bins over rows up to this accuracy (the least accurate rows where none is)."""
+        solved = self._solved(table)
+        key = (*bins, most_accuracy)
+        if key not in solved:
+            solved[key] = self._solve(table, _edge(bins[0]), _edge(bins[1]), most_accuracy)
+        return solved[key]
+
+    def _solve(self, table: Table, rate_hz: float, slowdown: float, most_accuracy: float) -> Planned:
+        from policies.lindley import Action, solve
+
+        assert self.goals.deadline_ms is not None
+        rows = [row for ladder in self.shelves(table) for row in ladder.rows]
+        least = min(row.accuracy for row in rows)
+        rows = [row for row in rows if row.accuracy <= max(most_accuracy, least)]
+        cap_w = self.goals.max_power_w or math.inf
+        cool = [row for row in rows if row.power_w is None or row.power_w <= cap_w]  # large batches may draw more
+        rows = cool or [min(rows, key=lambda row: row.power_w or 0.0)]
+        rows.sort(key=lambda row: (-row.accuracy, row.batch_size))
+        biggest = max(row.batch_size for row in rows)
+        slowest_s = max(row.latency_p99_ms for row in rows) / 1000 * slowdown
+        deadline_s = self.goals.deadline_ms / 1000
+        used_s = min(
+            deadline_s, _LONGEST_SERVICES * slowest_s, max(2 * slowest_s, (_LONGEST_QUEUE + biggest) / rate_hz)
+        )
+        actions = [
+            Action(
+                row.accuracy,
+                row.batch_size,
+                row.latency_p50_ms / 1000 * slowdown,
+                row.latency_p99_ms / 1000 * slowdown,
+            )
+            for row in rows
+        ]
+        solution = solve(actions, rate_hz, used_s)
+        choices: list[tuple[float, Row]] = []
+        last = len(solution.waits_s) - 1
+        for place in range(last, -1, -1):  # from the longest wait to none
+            longer_s = solution.waits_s[min(place + 1, last)]
+            slack_ms = 1000 * (deadline_s - (solution.waits_s[place] + longer_s) / 2)
+            if slack_ms > 0:
+                choices.append((slack_ms, rows[solution.actions[place]]))
+        # a burst may come at any rate: whoever is late must not keep others waiting
+        late = min(rows, key=lambda row: row.latency_p50_ms)
+        if rate_hz * slowdown > _CROWDED * late.throughput_per_s:
+            late = max(rows, key=lambda row: row.throughput_per_s)
+        steps, ceiling = plan_of([(0.0, late), *choices])
+        return Planned(steps, ceiling, solution.gain, choices[-1][1])
+
+    def _idle_rate(self, table: Table) -> float:
+        rows = [row for ladder in self.shelves(table) for row in ladder.rows]
+        most = max(row.accuracy for row in rows)
+        return _IDLE * max(row.throughput_per_s for row in rows if row.accuracy == most)
+
+
+def _bin(value: float, before: int | None) -> int:
+    """The bin whose upper edge is the least power of the step at or above the value."""
+    place = math.log(value) / math.log(_STEP)
+    if before is not None and before - 1 - _STICK < place <= before + _STICK:
+        return before
+    return math.ceil(place - 1e-9)
+
+
+def _edge(place: int) -> float:
+    return float(_STEP**place)
