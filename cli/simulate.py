@@ -30,11 +30,20 @@ _BASELINES = ("largest", "smallest")
     "--option", "options", multiple=True, metavar="[POLICY.]KEY=VALUE", help="An option of one or all policies."
 )
 @click.option("--deadline", type=MILLISECONDS, help="From arrival to answer, e.g. 50ms.")
+@click.option("--deadline-percentile", type=float, default=0.99, show_default=True, help="Share that should keep it.")
 @click.option("--min-accuracy", type=float, help="Share, e.g. 0.9.")
 @click.option("--max-power", type=float, help="Watts.")
 @click.option("--temperature-limit", type=float, help="Degrees Celsius.")
 @click.option("--last-until", type=SECONDS, help="The battery must last so long into the trace, e.g. 8h.")
 @click.option("--reserve", type=float, default=0.05, show_default=True, help="State of charge to keep.")
+@click.option("--switches-per-hour", type=int, help="Most switches in any hour.")
+@click.option(
+    "--maximise",
+    type=click.Choice(["accuracy", "answers_per_joule"]),
+    default="accuracy",
+    show_default=True,
+    help="What is wanted as large as the goals allow.",
+)
 @click.option("--battery", type=JOULES, help="Run on a battery of this size, e.g. 20Wh.")
 @click.option("--battery-start", type=float, default=1.0, show_default=True, help="State of charge at the start.")
 @click.option(
@@ -48,6 +57,7 @@ _BASELINES = ("largest", "smallest")
 @click.option("--control-period", type=SECONDS, default=1.0, show_default=True, help="Between two decisions.")
 @click.option("--queue-limit", type=click.IntRange(1), default=1000, show_default=True, help="Requests that may wait.")
 @click.option("--drop-late", is_flag=True, help="Drop requests whose deadline passed before their turn.")
+@click.option("--drop-oldest", is_flag=True, help="A full queue drops its oldest request, as a camera's does.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of service times and sensor noise.")
 @click.option("--verify", is_flag=True, help="SPECs are parts of a journal, oldest first: check that decisions repeat.")
 @click.option(
@@ -99,6 +109,7 @@ def command(
     from simulation.trace import load_all
 
     goals, trace = _goals(settings), load_all(traces)
+    _warn(goals, table, trace, settings)
     names = list(dict.fromkeys([*(policies or ("composite",)), *(() if only else _BASELINES)]))
     outcomes = _run(table, trace, names, _options(options, names), goals, _plant(table, settings), seed, settings)
     if json_file:
@@ -144,10 +155,27 @@ def _run(
                 control_period_s=settings["control_period"],
                 queue_limit=settings["queue_limit"],
                 drop_late=settings["drop_late"],
+                drop_oldest=settings["drop_oldest"],
                 sensors=sensors,
                 progress=lambda share, task=task: bar.update(task, completed=round(100 * share)),  # type: ignore[misc]
             )
     return outcomes
+
+
+def _warn(goals: Goals, table: Table, trace: Any, settings: Mapping[str, Any]) -> None:
+    """Says which goals cannot be kept; policies then give their best effort."""
+    from cli._output import console
+    from policies.feasible import contradictions
+
+    battery_j = settings["battery"]
+    found = contradictions(
+        goals,
+        table,
+        battery_energy_j=None if battery_j is None else battery_j * settings["battery_start"],
+        arrival_rate_hz=len(trace.arrivals_s) / trace.duration_s if trace.duration_s else None,
+    )
+    for sentence in found:
+        console(stderr=True).print(f"warning: {sentence}", markup=False, highlight=False)
 
 
 def _goals(settings: Mapping[str, Any]) -> Goals:
@@ -160,6 +188,9 @@ def _goals(settings: Mapping[str, Any]) -> Goals:
         temperature_limit_c=settings["temperature_limit"],
         last_until_s=settings["last_until"],
         reserve=settings["reserve"],
+        deadline_percentile=settings["deadline_percentile"],
+        switches_per_hour=settings["switches_per_hour"],
+        maximise=settings["maximise"],
     ).check()
 
 

@@ -20,7 +20,8 @@ class CompiledTable:
     """Operating points sorted fastest first; every list has one entry a point.
 
     Service times are lognormal with the row's median and 99th percentile. ``batch_j`` is what one batch draws above
-    ``base_w``: above idle where idle power is known, else gross; 0 where nothing is known (see ``notes``).
+    ``base_w``: above idle where idle power is known, else gross; 0 where nothing is known (see ``notes``). ``smaller``
+    leads to the same engine with the next smaller batch size, -1 at the smallest.
     """
 
     def __init__(self, table: Table) -> None:
@@ -39,6 +40,8 @@ class CompiledTable:
         self.sigma = [math.log(max(1.0, row.latency_p99_ms / row.latency_p50_ms)) / _Z99 for row in rows]
         self.accuracy = [row.accuracy for row in rows]
         extra = {(switch.from_point, switch.to_point): max(0.0, switch.extra_ms) / 1000.0 for switch in table.switches}
+        self.power_w = [row.power_w for row in rows]
+        self.smaller = [_smaller(rows, place) for place in range(len(rows))]
         self.switch_s = [[extra.get((a, b), 0.0) for b in self.points] for a in self.points]
         net = [_net_energy_j(row, table.idle_power_w) for row in rows]
         self.base_w = table.idle_power_w or 0.0
@@ -60,12 +63,25 @@ class CompiledTable:
         return found
 
     def plan(self, steps: Sequence[SlackStep], ceiling: int) -> list[tuple[float, int]]:
-        """A slack plan as (least slack in seconds, point), most slack first; nothing slower than the ceiling."""
+        """A slack plan as (least slack in seconds, point), most slack first; nothing more accurate than the ceiling."""
         found = []
         for step in sorted(steps, key=lambda step: step.slack_ms, reverse=True):
             place = self.place(step.point)
-            found.append((step.slack_ms / 1000.0, place if self.median_s[place] <= self.median_s[ceiling] else ceiling))
+            found.append((step.slack_ms / 1000.0, place if self.accuracy[place] <= self.accuracy[ceiling] else ceiling))
         return found
+
+
+def _smaller(rows: Sequence[Row], place: int) -> int:
+    """Where the same engine stands with the next smaller batch size, or -1."""
+    mine = rows[place]
+    same = [
+        (row.batch_size, other)
+        for other, row in enumerate(rows)
+        if row.batch_size < mine.batch_size
+        and (row.subnet, row.backend, row.device, row.precision, row.threads)
+        == (mine.subnet, mine.backend, mine.device, mine.precision, mine.threads)
+    ]
+    return max(same)[1] if same else -1
 
 
 def _net_energy_j(row: Row, idle_power_w: float | None) -> float | None:

@@ -40,14 +40,19 @@ def rows(path: Path, *needed: str) -> Iterator[tuple[str, dict[str, str]]]:
             raise InputError(f"{path}, line {reader.line_num}: not CSV ({error}); fix or remove the line") from None
 
 
-def arrivals(path: Path, times: list[float]) -> Trace:
-    """Recorded arrivals; the trace ends with the last."""
+def arrivals(path: Path, times: list[float], deadlines_s: list[float] | None = None) -> Trace:
+    """Recorded arrivals, with the deadline of each where they are known; the trace ends with the last."""
     if not times:
         raise InputError(f"{path}: holds no arrivals; expected at least one line below the header")
     if len(times) > MAX_ARRIVALS:
         raise InputError(f"{path}: more than {MAX_ARRIVALS} arrivals; cut the file")
     arrivals = np.asarray(times, np.float64)
-    return Trace(name=path.name, duration_s=max(float(arrivals[-1]), 1e-3), arrivals_s=arrivals)
+    return Trace(
+        name=path.name,
+        duration_s=max(float(arrivals[-1]), 1e-3),
+        arrivals_s=arrivals,
+        deadlines_s=None if deadlines_s is None else np.asarray(deadlines_s, np.float64),
+    )
 
 
 def environment(path: Path, times: Floats, values: Mapping[str, Floats]) -> Trace:

@@ -1,8 +1,9 @@
 """Generated traces: load curves with a seed, written as ``kind:key=value,key=value``.
 
-Every kind is an arrival-rate curve over time and a burstiness (squared coefficient of variation of the times between
-arrivals; 1 is Poisson). Arrivals come from one renewal process of unit rate, stretched by the curve: the time change
-theorem for inhomogeneous processes. Same specification, same trace, on every machine.
+A load is an arrival-rate curve over time and a burstiness (squared coefficient of variation of the times between
+arrivals; 0 is even, 1 is Poisson). Arrivals come from one renewal process of unit rate, stretched by the curve: the
+time change theorem for inhomogeneous processes. An environment has no arrivals and is laid over a load. Same
+specification, same trace, on every machine.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 import numpy as np
 
-from simulation.trace import MAX_ARRIVALS, Floats, Trace
+from simulation.trace import MAX_ARRIVALS, MAX_STEPS, Floats, Trace
 from subnets.errors import InputError
 
 _COMMON = {"seed": 0.0, "hours": 1.0}
@@ -64,8 +65,6 @@ def _nearest(name: str, known: Mapping[str, object]) -> str:
 
 def _arrivals(spec: str, random: np.random.Generator, grid: Floats, rates: Floats, cv2: float) -> Floats:
     """Arrivals of a renewal process whose rate is piecewise linear between ``grid`` times (seconds, from 0)."""
-    if cv2 <= 0:
-        raise InputError(f"trace '{spec}': cv2 is {cv2:g}; give a number above 0 (1 = Poisson, 4 = bursty)")
     # Cumulative intensity on a grid fine enough to follow the curve between its corners.
     fine = np.unique(np.concatenate([grid, np.linspace(0.0, grid[-1], 20_001)]))
     rate = np.interp(fine, grid, rates)
@@ -77,7 +76,7 @@ def _arrivals(spec: str, random: np.random.Generator, grid: Floats, rates: Float
     reached = 0.0
     while reached < expected:
         size = int((expected - reached) * 1.05 + 4.0 * math.sqrt(expected * max(1.0, cv2)) + 64)
-        gaps = random.standard_exponential(size) if cv2 == 1.0 else random.gamma(1.0 / cv2, cv2, size)
+        gaps = _gaps(random, cv2, size)
         parts.append(reached + np.cumsum(gaps))
         reached = float(parts[-1][-1])
     ticks = np.concatenate(parts) if parts else np.zeros(0)
@@ -87,12 +86,48 @@ def _arrivals(spec: str, random: np.random.Generator, grid: Floats, rates: Float
     return arrivals
 
 
+def _gaps(random: np.random.Generator, cv2: float, size: int) -> Floats:
+    """Times between arrivals at rate 1; without variation the first comes at a random phase."""
+    if cv2 == 0.0:
+        return np.concatenate([[random.uniform()], np.ones(size)])
+    return random.standard_exponential(size) if cv2 == 1.0 else random.gamma(1.0 / cv2, cv2, size)
+
+
 Made = tuple[Floats, Floats, float, dict[str, Floats]]
 
 
 def _constant(o: Mapping[str, float]) -> Made:
     end = o["hours"] * 3600.0
     return np.array([0.0, end]), np.array([o["rate"], o["rate"]]), o.get("cv2", 1.0), {}
+
+
+def _camera(o: Mapping[str, float]) -> Made:
+    return _constant({**o, "cv2": 0.0})
+
+
+def _between(name: str) -> Callable[[Mapping[str, float]], Made]:
+    """No arrivals; ``name`` is ``first`` for ``first_s`` seconds, then ``then`` for ``then_s``, and so on.
+
+    Each stretch is up to ``jitter`` shorter or longer, drawn from the seed.
+    """
+
+    def make(o: Mapping[str, float]) -> Made:
+        end = o["hours"] * 3600.0
+        lengths = np.array([o["first_s"], o["then_s"]])
+        if not ((lengths > 0).all() and o["jitter"] < 1):
+            raise InputError(
+                f"trace of {name}: first_s is {lengths[0]:g}, then_s {lengths[1]:g} and jitter {o['jitter']:g}; "
+                "give times above 0 and a share below 1"
+            )
+        random = np.random.Generator(np.random.PCG64([int(o["seed"]), 2]))
+        pairs = min(MAX_STEPS // 2, math.ceil(end / lengths.sum() / (1.0 - o["jitter"])) + 1)
+        stretches = np.tile(lengths, pairs) * (1.0 + o["jitter"] * random.uniform(-1.0, 1.0, 2 * pairs))
+        times = np.concatenate([[0.0], np.cumsum(stretches)[:-1]])
+        values = np.tile([o["first"], o["then"]], pairs)
+        keep = times < end
+        return np.array([0.0, end]), np.zeros(2), 1.0, {"times_s": times[keep], name: values[keep]}
+
+    return make
 
 
 def _ramp(o: Mapping[str, float]) -> Made:
@@ -161,6 +196,11 @@ def _day(o: Mapping[str, float]) -> Made:
     return grid, rates, o["cv2"], environment
 
 
+def _environment(summary: str, name: str, first: float, then: float, first_s: float, then_s: float) -> Kind:
+    options = {"first": first, "then": then, "first_s": first_s, "then_s": then_s, "jitter": 0.2}
+    return Kind(f"no arrivals: {summary} ({name})", options, _between(name))
+
+
 _BURSTS = {"bursts_per_hour": 2.0, "burst": 5.0, "burst_s": 30.0}
 KINDS: dict[str, Kind] = {
     "poisson": Kind("independent arrivals at a constant rate", {"rate": 1.0}, _constant),
@@ -172,6 +212,12 @@ KINDS: dict[str, Kind] = {
         {"rate": 10.0, "low": 0.0, "on_s": 30.0, "off_s": 30.0, "cv2": 1.0},
         _onoff,
     ),
+    "camera": Kind("evenly spaced frames", {"rate": 30.0}, _camera),
+    "heat": _environment("the air's temperature jumps", "ambient_c", 20.0, 40.0, 600.0, 600.0),
+    "plug": _environment("plugged in, then not", "on_mains", 1.0, 0.0, 600.0, 600.0),
+    "neighbour": _environment("another program slows the machine down", "slowdown", 1.0, 2.0, 300.0, 60.0),
+    "sun": _environment("harvest behind passing clouds", "harvest_w", 10.0, 2.0, 600.0, 300.0),
+    "blind": _environment("the sensors are lost", "sensors_lost", 0.0, 1.0, 600.0, 60.0),
     "day": Kind(
         "a whole day squeezed into 'hours': bursts, hot afternoon, sun, a busy neighbour from 18 to 20 o'clock",
         {

@@ -5,7 +5,7 @@ and every restart, reload and rotation writes another ``meta``. A torn last line
 line elsewhere is an error with its number. Rotated parts (``.jsonl.gz``) are given in order of time.
 
 * :func:`read` -> :class:`Journal` of :class:`Meta`, :class:`Recorded` decisions, :class:`Batch` and switches.
-* :func:`trace`: arrivals, slowdown and mains of a journal.
+* :func:`trace`: arrivals, deadlines, slowdown and mains of a journal.
 * :func:`verify_replay`, :func:`verify_recorded`: feed recorded conditions to a policy, given or named by the
   journal, and compare its decisions bit for bit.
 """
@@ -13,6 +13,7 @@ line elsewhere is an error with its number. Rotated parts (``.jsonl.gz``) are gi
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -182,13 +183,15 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes, bool]]:
 def trace(journal: Journal) -> Trace:
     """What came in while the journal was written: arrivals, measured slowdown, mains.
 
-    Time 0 is the first ``meta`` line. Failed batches count: they were asked for. Slowdown and mains are taken from the
+    Time 0 is the first ``meta`` line. Deadlines are taken where they vary; one for
+    all is the goals' to say. Failed batches count: they were asked for. Slowdown and mains are taken from the
     recorded conditions; what was unknown then is left as it was before.
 
     Raises:
         InputError: it holds neither a batch nor a decision.
     """
     arrivals: list[float] = []
+    deadlines: list[float] = []
     times: list[float] = []
     slowdowns: list[float | None] = []
     mains: list[float | None] = []
@@ -198,6 +201,8 @@ def trace(journal: Journal) -> Trace:
             # What was under way when a file was rotated arrived before that file's first line.
             at_s = max(0.0, session.offset_s + (batch.arrived_ns - start_ns) / 1e9)
             arrivals += [at_s] * max(0, batch.n)
+            deadline_ms = math.inf if batch.deadline_ms is None else max(1e-3, batch.deadline_ms)
+            deadlines += [deadline_ms / 1000.0] * max(0, batch.n)
             if len(arrivals) > MAX_ARRIVALS:
                 raise InputError(f"{journal.name}: more than {MAX_ARRIVALS} arrivals; cut it into parts")
         for recorded in session.decisions:
@@ -213,10 +218,13 @@ def trace(journal: Journal) -> Trace:
     for name, values in (("slowdown", slowdowns), ("on_mains", mains)):
         if any(value is not None for value in values):
             environment[name] = _held([values[index] for index in first])
+    order = np.argsort(np.asarray(arrivals, np.float64), kind="stable")
+    vary = len(set(deadlines)) > 1
     return Trace(
         name=journal.name,
         duration_s=max(1e-3, *ends),
-        arrivals_s=np.sort(np.asarray(arrivals, np.float64)),
+        arrivals_s=np.asarray(arrivals, np.float64)[order],
+        deadlines_s=np.asarray(deadlines, np.float64)[order] if vary else None,
         times_s=steps if environment else None,
         **environment,
     )

@@ -27,9 +27,13 @@ class Sketch(msgspec.Struct, frozen=True):
     @staticmethod
     def of(values_s: NDArray[np.float64]) -> Sketch:
         """The sketch of these values; values below 0.1 microseconds count as that."""
+        if not len(values_s):
+            return Sketch()
         bins = np.floor(np.log(np.maximum(values_s, _SMALLEST_S)) / _LOG_RATIO).astype(np.int64)
-        keys, counts = np.unique(bins, return_counts=True)
-        return Sketch(dict(zip(keys.tolist(), counts.tolist(), strict=True)))
+        lowest = int(bins.min())
+        counts = np.bincount(bins - lowest)
+        keys = np.flatnonzero(counts)
+        return Sketch(dict(zip((keys + lowest).tolist(), counts[keys].tolist(), strict=True)))
 
     def merge(self, other: Sketch) -> Sketch:
         """Both together."""
@@ -97,11 +101,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     bounds: dict[str, int]  # constraint that bound -> decisions
     latencies: Sketch  # of all answers
     peak_temperature_c: float | None
+    peak_power_w: float | None = None  # of the hungriest operating point that answered, as calibrated
     throttled_s: float | None
     over_temperature_s: float | None  # above the goal's limit
     battery_left: float | None  # share 0..1; lowest of the runs
     battery_left_j: float | None
     time_to_empty_s: float | None  # earliest of the runs; None = never
+    battery_at_goal: float | None = None  # share 0..1 when it was to last until, or at the end; lowest of the runs
     off_s: float = 0.0  # seconds without power
     notes: tuple[str, ...] = ()
     switch_events: tuple[SwitchEvent, ...] = ()  # the first of them; ``switches`` counts all
@@ -168,9 +174,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
             bounds=_added(self.bounds, other.bounds),
             latencies=self.latencies.merge(other.latencies),
             peak_temperature_c=_worse(max, self.peak_temperature_c, other.peak_temperature_c),
+            peak_power_w=_worse(max, self.peak_power_w, other.peak_power_w),
             battery_left=_worse(min, self.battery_left, other.battery_left),
             battery_left_j=_worse(min, self.battery_left_j, other.battery_left_j),
             time_to_empty_s=_worse(min, self.time_to_empty_s, other.time_to_empty_s),
+            battery_at_goal=_worse(min, self.battery_at_goal, other.battery_at_goal),
             notes=tuple(dict.fromkeys(self.notes + other.notes)),
             switch_events=self.switch_events,
             timeline=self.timeline,
@@ -199,11 +207,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
             "latency_p95_ms": self.latency_ms(0.95),
             "latency_p99_ms": self.latency_ms(0.99),
             "peak_temperature_c": self.peak_temperature_c,
+            "peak_power_w": self.peak_power_w,
             "throttled_s": self.throttled_s,
             "over_temperature_s": self.over_temperature_s,
             "battery_left": self.battery_left,
             "battery_left_j": self.battery_left_j,
             "time_to_empty_s": self.time_to_empty_s,
+            "battery_at_goal": self.battery_at_goal,
             "off_s": self.off_s,
             "duration_s": self.duration_s,
             "notes": list(self.notes),

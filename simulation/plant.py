@@ -1,6 +1,6 @@
 """The physical side of a device: heat, throttling and battery, as pure step functions of power and time.
 
-* :class:`Thermal`: one thermal node (resistance and capacity), stepped exactly.
+* :class:`Thermal`: one or two thermal nodes (resistance and capacity each), stepped exactly.
 * :class:`Throttle`: the processor's own protection: clock steps down above a trip temperature, up below it.
 * :class:`Plant`, :class:`PlantState`: these with a :class:`simulation.battery.Battery`, stepped together.
 
@@ -25,20 +25,30 @@ DEFAULT_TIME_CONSTANT_S = 600.0
 
 
 class Thermal(msgspec.Struct, frozen=True, kw_only=True):
-    """One node between the processor and the air, e.g. 6 °C per watt and 100 J per °C.
+    """One node between the processor and the air, e.g. 6 °C per watt and 100 J per °C; with a die, two.
+
+    With ``die_resistance_c_per_w`` above 0 the processor is a small node of its own in front of the case, so that it
+    heats within seconds while the case takes minutes; sensors and throttling then see the die.
 
     Raises:
         InputError: a number is not above 0.
     """
 
-    resistance_c_per_w: float = 6.0
-    capacity_j_per_c: float = 100.0
+    resistance_c_per_w: float = 6.0  # case to air
+    capacity_j_per_c: float = 100.0  # of the case
+    die_resistance_c_per_w: float = 0.0  # die to case; 0 = one node
+    die_capacity_j_per_c: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("resistance_c_per_w", "capacity_j_per_c"):
+        for name in ("resistance_c_per_w", "capacity_j_per_c", "die_capacity_j_per_c"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise InputError(f"thermal {name} is {value}; give a number above 0")
+        if not 0 <= self.die_resistance_c_per_w < math.inf:
+            raise InputError(
+                f"thermal die_resistance_c_per_w is {self.die_resistance_c_per_w}; give a number above 0, or 0 for "
+                "one node"
+            )
 
     @staticmethod
     def for_power(power_w: float) -> Thermal:
@@ -51,6 +61,34 @@ class Thermal(msgspec.Struct, frozen=True, kw_only=True):
         resistance = self.resistance_c_per_w
         steady = ambient_c + resistance * power_w
         return steady + (temperature_c - steady) * math.exp(-dt_s / (resistance * self.capacity_j_per_c))
+
+    def step_both(
+        self, die_c: float, case_c: float, power_w: float, ambient_c: float, dt_s: float
+    ) -> tuple[float, float]:
+        """Die and case after ``dt_s`` at constant power and ambient, exactly; both the same where there is one node."""
+        if self.die_resistance_c_per_w == 0.0:
+            after = self.step(case_c, power_w, ambient_c, dt_s)
+            return after, after
+        steady_case = ambient_c + self.resistance_c_per_w * power_w
+        steady_die = steady_case + self.die_resistance_c_per_w * power_w
+        dd, dc, cd, cc = self._decay(dt_s)
+        die, case = die_c - steady_die, case_c - steady_case
+        return steady_die + dd * die + dc * case, steady_case + cd * die + cc * case
+
+    def _decay(self, dt_s: float) -> tuple[float, float, float, float]:
+        """The matrix exponential of the two nodes' differential equations, row by row.
+
+        With x the deviations from the steady state, dx/dt = [[-a, a], [b, -(b + c)]] x, where a, b and c are the
+        inverse time constants of die to case, case to die and case to air. Both eigenvalues are real and below 0.
+        """
+        a = 1.0 / (self.die_resistance_c_per_w * self.die_capacity_j_per_c)
+        b = 1.0 / (self.die_resistance_c_per_w * self.capacity_j_per_c)
+        c = 1.0 / (self.resistance_c_per_w * self.capacity_j_per_c)
+        middle, spread = -(a + b + c) / 2.0, math.sqrt((a - b - c) ** 2 / 4.0 + a * b)
+        fast, slow = middle - spread, middle + spread
+        quick, long = math.exp(fast * dt_s), math.exp(slow * dt_s)
+        whole, part = (slow * quick - fast * long) / (slow - fast), (long - quick) / (slow - fast)
+        return whole - a * part, a * part, b * part, whole - (b + c) * part
 
 
 class Throttle(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +131,7 @@ class PlantState(msgspec.Struct, frozen=True):
     temperature_c: float | None
     frequency: float = 1.0  # share of full speed
     battery: BatteryState | None = None
+    case_c: float | None = None  # where the die is a node of its own
 
 
 class Plant(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +183,7 @@ class Plant(msgspec.Struct, frozen=True, kw_only=True):
         return PlantState(
             temperature_c=None if self.thermal is None else ambient,
             battery=None if self.battery is None else self.battery.start(),
+            case_c=ambient if self.thermal is not None and self.thermal.die_resistance_c_per_w > 0.0 else None,
         )
 
     def step(
@@ -157,16 +197,19 @@ class Plant(msgspec.Struct, frozen=True, kw_only=True):
         on_mains: bool = False,
     ) -> PlantState:
         """The plant after ``dt_s`` seconds at this power."""
-        temperature, frequency, battery = state.temperature_c, state.frequency, state.battery
+        temperature, frequency, battery, case = state.temperature_c, state.frequency, state.battery, state.case_c
         if temperature is not None and self.thermal is not None:
             ambient = self.ambient_c if ambient_c is None else ambient_c
-            temperature = self.thermal.step(temperature, power_w, ambient, dt_s)
+            if case is None:
+                temperature = self.thermal.step(temperature, power_w, ambient, dt_s)
+            else:
+                temperature, case = self.thermal.step_both(temperature, case, power_w, ambient, dt_s)
             if self.throttle is not None:
                 frequency = self.throttle.step(frequency, temperature, dt_s)
         if battery is not None and self.battery is not None:
             drawn_w = -self.battery.charger_w if on_mains else power_w
             battery = self.battery.step(battery, drawn_w - harvest_w, dt_s)
-        return PlantState(temperature, frequency, battery)
+        return PlantState(temperature, frequency, battery, case)
 
     def slowdown(self, state: PlantState) -> float:
         """Latency over latency at full speed, from throttling alone."""

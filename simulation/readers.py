@@ -3,11 +3,13 @@
 =====================  ====================================================  ===================================
 format                 recognised by                                         gives
 =====================  ====================================================  ===================================
-own CSV, arrivals      header ``arrival_s``                                  arrivals
+own CSV, arrivals      header ``arrival_s``, perhaps ``deadline_ms``         arrivals, deadlines
 own CSV, environment   header ``time_s`` and any of ``ambient_c``,           environment
-                       ``harvest_w``, ``slowdown``, ``on_mains``
+                       ``harvest_w``, ``slowdown``, ``on_mains``,
+                       ``sensors_lost``
 own JSON               an object with ``duration_s`` and ``arrivals_s``      all
-journal                JSON Lines whose first line has kind ``meta``         arrivals, slowdown, on_mains
+journal                JSON Lines whose first line has kind ``meta``         arrivals, deadlines, slowdown,
+                                                                             on_mains
 Azure LLM inference    header with ``TIMESTAMP``                             arrivals
 Azure Functions 2021   header with ``end_timestamp`` and ``duration``        arrivals (end - duration)
 Azure VM noise         header with ``value`` and ``starttime``               slowdown (median / value)
@@ -113,13 +115,22 @@ def recognise(path: Path) -> Format:
 
 def _own_arrivals(path: Path, options: Mapping[str, float]) -> Trace:
     times: list[float] = []
+    deadlines: list[float] = []
     last = 0.0
     for place, row in fields.rows(path, "arrival_s"):
         last = fields.ascending(place, last, fields.number(row["arrival_s"], f"{place}: arrival_s"), strict=False)
         times.append(last)
+        text = row.get("deadline_ms")
+        if text is not None:
+            deadline = fields.number(text, f"{place}: deadline_ms") if text.strip() else math.inf
+            if deadline <= 0:
+                raise InputError(f"{place}: deadline_ms is {deadline:g}; expected above 0, or nothing")
+            deadlines.append(deadline / 1000.0)
         if len(times) > MAX_ARRIVALS:
             break
-    return fields.arrivals(path, times)
+    if deadlines and len(deadlines) < len(times):
+        raise InputError(f"{path}: {len(deadlines)} of {len(times)} lines have a deadline_ms; fill the column")
+    return fields.arrivals(path, times, deadlines or None)
 
 
 def _own_environment(path: Path, options: Mapping[str, float]) -> Trace:
@@ -135,7 +146,7 @@ def _own_environment(path: Path, options: Mapping[str, float]) -> Trace:
     for place, row in fields.rows(path, *header):
         for name in header:
             text = row[name]
-            if name == "on_mains":
+            if name in ("on_mains", "sensors_lost"):
                 text = {"true": "1", "false": "0"}.get(text.strip().lower(), text)
             value = fields.number(text, f"{place}: {name}")
             if (name in ("harvest_w",) and value < 0) or (name == "slowdown" and value <= 0):
@@ -163,6 +174,8 @@ class _Json(msgspec.Struct, forbid_unknown_fields=True):
     harvest_w: list[float] | None = None
     slowdown: list[float] | None = None
     on_mains: list[float] | None = None
+    sensors_lost: list[float] | None = None
+    deadlines_s: list[float | None] | None = None
 
 
 def _own_json(path: Path, options: Mapping[str, float]) -> Trace:
@@ -179,6 +192,9 @@ def _own_json(path: Path, options: Mapping[str, float]) -> Trace:
         for name in ("times_s", *ENVIRONMENT)
     }
     arrivals = np.asarray(content.arrivals_s, np.float64)
+    if content.deadlines_s is not None:
+        deadlines = [math.inf if value is None else value for value in content.deadlines_s]
+        arrays["deadlines_s"] = np.asarray(deadlines, np.float64)
     try:
         return Trace(name=content.name, duration_s=content.duration_s, arrivals_s=arrivals, **arrays)
     except InputError as error:

@@ -1,7 +1,7 @@
 """The HTML report of a simulation: a comparison of the policies, then each one's timeline. Loads nothing from anywhere.
 
 * :func:`columns`, :func:`cells`: the table of figures, the same on the terminal and in the report.
-* :func:`html`: the whole document.
+* :func:`html`: the whole document; :func:`timeline`: one run's charts in it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def html(outcomes: Mapping[str, Outcome], *, trace: str, table: str, seed: int) 
     notes = dict.fromkeys(note for run in outcomes.values() for note in run.notes)
     hints = "".join(f"<p>Note: {markup.escape(note)}.</p>" for note in notes)
     sections = [("Policies", intro + summary + hints)]
-    sections += [(name, _timeline(run)) for name, run in outcomes.items() if run.timeline is not None]
+    sections += [(name, timeline(run)) for name, run in outcomes.items() if run.timeline is not None]
     return page("Simulation", sections)
 
 
@@ -99,7 +99,8 @@ def _percent(share: float | None, digits: int) -> str:
     return UNKNOWN if share is None else f"{100.0 * share:.{digits}f}%"
 
 
-def _timeline(run: Outcome) -> str:
+def timeline(run: Outcome) -> str:
+    """One run's charts over time: operating point with each switch, arrivals, temperature, battery, power."""
     line = run.timeline
     assert line is not None
     unit, factor = ("h", 3600.0) if run.duration_s >= 7200 else ("min", 60.0) if run.duration_s >= 120 else ("s", 1.0)

@@ -54,6 +54,9 @@ class Truth(NamedTuple):
     power_w: float | None
 
 
+_NOTHING = Truth(None, None, None, None, None, None)
+
+
 class Sensors:
     """One run's sensors; call :meth:`read` once per control tick.
 
@@ -83,13 +86,14 @@ class Sensors:
         queue_depth: int,
         slowdown: float | None,
         miss_rate: float | None,
+        lost: bool = False,
     ) -> Conditions:
-        """The conditions a policy sees now."""
+        """The conditions a policy sees now; while the sensors are ``lost``, only the agent's own counting."""
         if len(self._noise) < 2:  # drawn in blocks: a single draw costs as much as a whole tick
             self._noise = self._random.standard_normal(self._BLOCK).tolist()
         heat_noise, power_noise = self._noise.pop(), self._noise.pop()
         self._past.append(truth)
-        temperature, throttled, charge, battery_power, on_mains, power = self._past[0]
+        temperature, throttled, charge, battery_power, on_mains, power = _NOTHING if lost else self._past[0]
         model = self._model
         if temperature is not None:
             temperature = _rounded(temperature + model.temperature_noise_c * heat_noise, model.temperature_step_c)

@@ -1,20 +1,26 @@
-"""The queue and the one engine that answers: first come, first served, advanced from one control tick to the next.
+"""The queue and the one engine that answers: earliest deadline first, advanced from one control tick to the next.
 
-Requests have the same relative deadline, so first come first served is earliest deadline first. A point with batch
-size b takes up to b waiting requests at once and always costs a whole batch; it does not wait for a batch to fill.
-Service times use one standard normal draw per request, the same for every policy (common random numbers). Knows
-nothing of policies, sensors or the plant.
+A point with batch size b takes up to b waiting requests at once and always costs a whole batch; it does not wait for a
+batch to fill, and where the table has the same engine with a smaller batch that holds all that wait, that one is used.
+Service times use one standard normal draw per request, the same for every policy (common random numbers). The work is
+done by :func:`simulation.kernel.advance`, in plain Python or compiled; :class:`Server` keeps its arrays and reads its
+counters. Knows nothing of policies, sensors or the plant.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
-from array import array
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
+
+from policies.base import SlackStep
+from simulation import kernel
 from simulation.compiled import CompiledTable
 from simulation.figures import Figures
+from simulation.trace import Floats
 
 
 class Server:
@@ -24,142 +30,171 @@ class Server:
         table: what each operating point takes.
         arrivals_s: ascending arrival times.
         draws: one standard normal number per arrival.
-        deadline_s: from arrival to answer; None = every answer is on time.
+        deadlines_s: from arrival to answer, for all or one per arrival; infinite or None = every answer is on time.
         drop_late: a request whose deadline passed before its turn is dropped, not answered.
+        drop_oldest: what arrives at a full queue replaces the earliest deadline in it, as a camera's frames do.
         queue_limit: how many may wait; what arrives beyond is dropped.
+        compiled: run the machine code; slower to start, and a hundred times as fast.
+
+    Raises:
+        UnavailableError: ``compiled``, and numba is not installed.
     """
 
     def __init__(
         self,
         table: CompiledTable,
-        arrivals_s: Sequence[float],
-        draws: Sequence[float],
+        arrivals_s: Sequence[float] | Floats,
+        draws: Sequence[float] | Floats,
         *,
-        deadline_s: float | None,
-        drop_late: bool,
-        queue_limit: int,
+        deadlines_s: float | Floats | None = None,
+        drop_late: bool = False,
+        drop_oldest: bool = False,
+        queue_limit: int = 1_000,
+        compiled: bool = False,
     ) -> None:
-        self._table, self._arrivals, self._draws = table, arrivals_s, draws
-        self._deadline_s = math.inf if deadline_s is None else deadline_s
-        self._drop_late, self._queue_limit = drop_late, queue_limit
-        self.queue: deque[int] = deque()  # indices of waiting requests
-        self.ceiling = 0
-        self.plan: list[tuple[float, int]] = []  # (least slack, point), most slack first
-        self.slowdown = 1.0
-        self.arrived = self.answered = self.on_time = 0
-        self.dropped_queue = self.dropped_late = self.dropped_off = 0
-        self.slack_choices = 0
-        self._batches = [0] * len(table.points)  # by operating point, so that sums over it are exact
-        self._on_time = [0] * len(table.points)
-        self.latencies_s = array("d")
-        self.figures = Figures(len(table.points))
-        self._untold: tuple[float, int, float, list[float]] | None = None  # the running batch, told when it is done
-        self._last: int | None = None  # the point that answered last
-        self._free_s = 0.0  # when the engine is free
-        self._drawing_w = 0.0  # above base while it is not
+        count, points = len(arrivals_s), len(table.points)
+        self._table = table
+        self._advance: Callable[..., float] = kernel.compiled() if compiled else kernel.advance
+        self._drop_late, self._drop_oldest = bool(drop_late), bool(drop_oldest)
+        deadlines = np.atleast_1d(np.asarray(math.inf if deadlines_s is None else deadlines_s, np.float64))
+
+        def reals(values: Any) -> Any:
+            array = np.ascontiguousarray(values, np.float64)
+            return array if compiled else array.tolist()
+
+        def wholes(values: Any) -> Any:
+            array = np.ascontiguousarray(values, np.int64)
+            return array if compiled else array.tolist()
+
+        self._arrivals = reals(arrivals_s)
+        self._real, self._whole = reals(np.zeros(kernel.REALS)), wholes(np.zeros(kernel.WHOLES))
+        self._real[kernel.SLOWDOWN], self._real[kernel.MISS_S] = 1.0, -math.inf
+        self._whole[kernel.LAST] = -1
+        self._log_ratio, self._log_ratio_s = reals(np.zeros(points)), reals(np.full(points, -math.inf))
+        self._batches, self._on_time = wholes(np.zeros(points)), wholes(np.zeros(points))
+        self._latencies = reals(np.zeros(count))
+        self._plan_slack_s, self._plan_point = reals(np.zeros(points)), wholes(np.zeros(points))
+        self._plan: tuple[SlackStep, ...] = ()
+        self._arrays = (
+            self._arrivals,
+            reals(draws),
+            reals(deadlines),
+            reals(table.median_s),
+            reals(table.sigma),
+            reals(table.batch_j),
+            wholes(table.batch),
+            wholes(table.smaller),
+            reals(np.ravel(table.switch_s)),
+        )
+        self._memory = (
+            wholes(np.zeros(max(1, min(queue_limit, count)))),
+            reals(np.zeros(max(table.batch))),
+            self._batches,
+            self._on_time,
+            self._latencies,
+            self._log_ratio,
+            self._log_ratio_s,
+            self._real,
+            self._whole,
+            self._drop_late,
+            self._drop_oldest,
+        )
+        self.dropped_off = 0
+        self.figures = Figures(self._real, self._whole, self._log_ratio, self._log_ratio_s)
+
+    def advance(self, begin_s: float, end_s: float) -> float:
+        """Everything that begins before ``end_s``, see :func:`simulation.kernel.advance`.
+
+        Returns:
+            Energy in joules drawn above base between ``begin_s`` and ``end_s``.
+        """
+        return self._advance(*self._arrays, self._plan_slack_s, self._plan_point, *self._memory, begin_s, end_s)
+
+    def use(self, ceiling: int, plan: tuple[SlackStep, ...] = ()) -> None:
+        """From now on this operating point, or what the slack plan says below it."""
+        changed = ceiling != self._whole[kernel.CEILING]
+        self._whole[kernel.CEILING] = ceiling
+        if not changed and plan == self._plan:
+            return
+        self._plan = plan
+        steps = self._table.plan(plan, ceiling) if plan else []
+        if len(steps) > len(self._plan_slack_s):
+            more = len(steps) - len(self._plan_slack_s)
+            self._plan_slack_s, self._plan_point = _longer(self._plan_slack_s, more), _longer(self._plan_point, more)
+        for k, (slack_s, point) in enumerate(steps):
+            self._plan_slack_s[k], self._plan_point[k] = slack_s, point
+        self._whole[kernel.PLANNED] = len(steps)
+
+    def slow_down(self, factor: float) -> None:
+        """Batches that begin from now on take so many times as long."""
+        self._real[kernel.SLOWDOWN] = factor
+
+    def refuse(self, end_s: float) -> None:
+        """Without power: what waits and what arrives before ``end_s`` is dropped."""
+        whole, real = self._whole, self._real
+        came = bisect.bisect_left(self._arrivals, end_s, lo=self.arrived)
+        self.dropped_off += self.waiting + came - self.arrived
+        whole[kernel.ARRIVED], whole[kernel.WAITING] = came, 0
+        real[kernel.DRAWING_W] = 0.0
+        real[kernel.FREE_S] = min(real[kernel.FREE_S], end_s)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return int(self._whole[kernel.WAITING])
+
+    @property
+    def arrived(self) -> int:
+        """Requests that came so far."""
+        return int(self._whole[kernel.ARRIVED])
+
+    @property
+    def answered(self) -> int:
+        """Requests whose batch has begun."""
+        return int(self._whole[kernel.ANSWERED])
+
+    @property
+    def on_time(self) -> int:
+        """Of those, answered within their deadline."""
+        return int(sum(self._on_time))
+
+    @property
+    def dropped_queue(self) -> int:
+        """Requests dropped because the queue was full."""
+        return int(self._whole[kernel.DROPPED_QUEUE])
+
+    @property
+    def dropped_late(self) -> int:
+        """Requests dropped because their deadline had passed."""
+        return int(self._whole[kernel.DROPPED_LATE])
+
+    @property
+    def slack_choices(self) -> int:
+        """Batches for which the slack plan chose another point than the ceiling."""
+        return int(self._whole[kernel.SLACK_CHOICES])
+
+    @property
+    def latencies_s(self) -> Floats:
+        """Of all answers, in order of their batches."""
+        return np.asarray(self._latencies[: self.answered], np.float64)
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """The operating points that answered anything."""
+        return tuple(k for k, batches in enumerate(self._batches) if batches)
 
     @property
     def drawn_j(self) -> float:
         """Energy above base of all batches begun so far."""
-        return math.fsum(n * joules for n, joules in zip(self._batches, self._table.batch_j, strict=True))
+        return math.fsum(int(n) * joules for n, joules in zip(self._batches, self._table.batch_j, strict=True))
 
     @property
     def accuracy_sum(self) -> float:
         """Over on-time answers, of their operating point's accuracy."""
-        return math.fsum(n * share for n, share in zip(self._on_time, self._table.accuracy, strict=True))
+        return math.fsum(int(n) * share for n, share in zip(self._on_time, self._table.accuracy, strict=True))
 
-    def advance(self, begin_s: float, end_s: float) -> float:
-        """Everything that begins before ``end_s``.
 
-        Returns:
-            Energy in joules drawn above base between ``begin_s`` and ``end_s``; a batch draws evenly while it runs.
-        """
-        table, arrivals, queue = self._table, self._arrivals, self.queue
-        count, next_one, limit, deadline = len(arrivals), self.arrived, self._queue_limit, self._deadline_s
-        free, watts = self._free_s, self._drawing_w
-        drawn_j = watts * (min(free, end_s) - begin_s) if free > begin_s else 0.0
-        if free <= begin_s:
-            self._tell()
-        while True:
-            if queue:
-                start = free
-            elif next_one < count:
-                start = max(free, arrivals[next_one])
-            else:
-                break
-            if start >= end_s:
-                break
-            while next_one < count and arrivals[next_one] <= start:
-                if len(queue) < limit:
-                    queue.append(next_one)
-                else:
-                    self.dropped_queue += 1
-                next_one += 1
-            head = queue.popleft()
-            slack = arrivals[head] + deadline - start
-            if self._drop_late and slack <= 0.0:
-                self.dropped_late += 1
-                self.figures.answered(start, 1.0)
-                continue
-            if self._untold is not None:
-                self._tell()
-            point = self.ceiling
-            if self.plan and slack < math.inf:
-                for least, choice in self.plan:
-                    point = choice
-                    if slack >= least:
-                        break
-                self.slack_choices += point != self.ceiling
-            median = table.median_s[point]
-            service = median * math.exp(table.sigma[point] * self._draws[head]) * self.slowdown
-            if self._last is not None and self._last != point:
-                service += table.switch_s[self._last][point]
-            self._last = point
-            free = start + service
-            watts = table.batch_j[point] / service
-            drawn_j += watts * (min(free, end_s) - start)
-            self._batches[point] += 1
-            batch = [head]
-            while len(batch) < table.batch[point] and queue:
-                batch.append(queue.popleft())
-            missed: list[float] = []
-            for request in batch:
-                latency = free - arrivals[request]
-                self.latencies_s.append(latency)
-                self.answered += 1
-                if latency <= deadline:
-                    self.on_time += 1
-                    self._on_time[point] += 1
-                    missed.append(0.0)
-                else:
-                    missed.append(1.0)
-            self._untold = free, point, math.log(service / median), missed
-        while next_one < count and arrivals[next_one] < end_s:
-            if len(queue) < limit:
-                queue.append(next_one)
-            else:
-                self.dropped_queue += 1
-            next_one += 1
-        self.arrived, self._free_s, self._drawing_w = next_one, free, watts
-        return drawn_j
-
-    def _tell(self) -> None:
-        """Feeds the figures with the batch that is done: nobody can know how long it takes before that."""
-        if self._untold is None:
-            return
-        done_s, point, log_ratio, missed = self._untold
-        self._untold = None
-        self.figures.served(done_s, point, log_ratio)
-        if self._deadline_s < math.inf:
-            for miss in missed:
-                self.figures.answered(done_s, miss)
-
-    def refuse(self, end_s: float) -> None:
-        """Without power: what waits and what arrives before ``end_s`` is dropped."""
-        self.dropped_off += len(self.queue)
-        self.queue.clear()
-        while self.arrived < len(self._arrivals) and self._arrivals[self.arrived] < end_s:
-            self.arrived += 1
-            self.dropped_off += 1
-        self._drawing_w = 0.0
-        self._free_s = min(self._free_s, end_s)
+def _longer(values: Any, more: int) -> Any:
+    if isinstance(values, list):
+        return values + values[:1] * more
+    return np.concatenate([values, np.zeros(more, values.dtype)])

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from subnets.errors import InputError
 
-MAX_ARRIVALS = 5_000_000
+MAX_ARRIVALS = 20_000_000
 MAX_STEPS = 1_000_000
-ENVIRONMENT = ("ambient_c", "harvest_w", "slowdown", "on_mains")
+ENVIRONMENT = ("ambient_c", "harvest_w", "slowdown", "on_mains", "sensors_lost")
+_SWITCHES = ("on_mains", "sensors_lost")
 SCHEMA = 1
 
 Floats = NDArray[np.float64]
@@ -44,11 +45,13 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     name: str
     duration_s: float
     arrivals_s: Floats
+    deadlines_s: Floats | None = None  # from arrival to answer, one per arrival; infinite = none. Else the goals' holds
     times_s: Floats | None = None
     ambient_c: Floats | None = None
     harvest_w: Floats | None = None  # electrical power fed into the battery
     slowdown: Floats | None = None  # latency over calibrated latency, from other load on the machine
     on_mains: Floats | None = None  # 1 or 0
+    sensors_lost: Floats | None = None  # 1: temperature, battery, mains and power cannot be read; 0: as ever
 
     def __post_init__(self) -> None:
         if not (self.duration_s > 0 and math.isfinite(self.duration_s)):
@@ -60,6 +63,16 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             raise InputError(
                 f"{self.name}: an arrival at {self.arrivals_s[-1]} s, after the end at {self.duration_s} s"
             )
+        if self.deadlines_s is not None:
+            if len(self.deadlines_s) != len(self.arrivals_s):
+                raise InputError(
+                    f"{self.name}: deadlines_s has {len(self.deadlines_s)} values for {len(self.arrivals_s)} arrivals"
+                )
+            wrong = np.flatnonzero(~(self.deadlines_s > 0))
+            if len(wrong):
+                raise InputError(
+                    f"{self.name}: deadlines_s holds {self.deadlines_s[wrong[0]]} at entry {wrong[0]}; expected above 0"
+                )
         given = [name for name in ENVIRONMENT if getattr(self, name) is not None]
         if self.times_s is None:
             if given:
@@ -110,6 +123,8 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             raise InputError(f"{self.name}: nothing lies from {start_s} s to {end_s} s; it lasts {self.duration_s} s")
         inside = (self.arrivals_s >= start_s) & (self.arrivals_s <= end_s)
         changes: dict[str, object] = {"duration_s": end_s - start_s, "arrivals_s": self.arrivals_s[inside] - start_s}
+        if self.deadlines_s is not None:
+            changes["deadlines_s"] = self.deadlines_s[inside]
         if self.times_s is not None:
             steps = np.unique([start_s, *self.times_s[(self.times_s > start_s) & (self.times_s < end_s)]])
             changes["times_s"] = steps - start_s
@@ -132,14 +147,14 @@ def _check_times(name: str, field: str, times: Floats, *, strict: bool) -> None:
 
 
 def _check_values(name: str, field: str, values: Floats) -> None:
-    lowest = {"ambient_c": -100.0, "harvest_w": 0.0, "slowdown": 0.0, "on_mains": 0.0}[field]
+    lowest = -100.0 if field == "ambient_c" else 0.0
     low = float(values.min())
     if low < lowest or (field == "slowdown" and low <= 0):
         raise InputError(
             f"{name}: {field} falls to {low}; expected {'above' if field == 'slowdown' else 'at least'} {lowest}"
         )
-    if field == "on_mains" and not np.isin(values, (0.0, 1.0)).all():
-        raise InputError(f"{name}: on_mains holds something other than 0 and 1")
+    if field in _SWITCHES and not np.isin(values, (0.0, 1.0)).all():
+        raise InputError(f"{name}: {field} holds something other than 0 and 1")
 
 
 def overlay(traces: Sequence[Trace]) -> Trace:
@@ -153,7 +168,8 @@ def overlay(traces: Sequence[Trace]) -> Trace:
         return first
     loaded = [trace for trace in traces if len(trace.arrivals_s)]
     duration = loaded[0].duration_s if loaded else max(trace.duration_s for trace in traces)
-    arrivals = loaded[-1].arrivals_s if loaded else first.arrivals_s
+    bringer = loaded[-1] if loaded else first
+    inside = bringer.arrivals_s <= duration
     timed = [trace.times_s for trace in traces if trace.times_s is not None]
     values: dict[str, Floats | None] = {}
     steps: Floats | None = None
@@ -166,7 +182,8 @@ def overlay(traces: Sequence[Trace]) -> Trace:
     return Trace(
         name=" + ".join(trace.name for trace in traces),
         duration_s=duration,
-        arrivals_s=arrivals[arrivals <= duration],
+        arrivals_s=bringer.arrivals_s[inside],
+        deadlines_s=None if bringer.deadlines_s is None else bringer.deadlines_s[inside],
         times_s=steps,
         **values,
     )
@@ -223,4 +240,6 @@ def to_json(trace: Trace) -> bytes:
         values = getattr(trace, name)
         if values is not None:
             content[name] = values.tolist()
+    if trace.deadlines_s is not None:  # JSON has no infinity
+        content["deadlines_s"] = [None if math.isinf(value) else value for value in trace.deadlines_s.tolist()]
     return msgspec.json.encode(content) + b"\n"

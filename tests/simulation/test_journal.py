@@ -48,6 +48,14 @@ def test_arrivals_of_a_journal_come_in_order_and_failed_batches_count(write):
     assert trace(read([path])).arrivals_s.tolist() == pytest.approx([2.5, 3.0, 3.0, 4.0])
 
 
+def test_deadlines_are_taken_where_they_vary_and_left_to_the_goals_where_not(write):
+    batches = _batch(3.0, n=2, deadline_ms=50.0), _batch(2.0), _batch(4.0, deadline_ms=20.0)
+    varied = trace(read([write(_meta(), *batches)]))
+    assert varied.deadlines_s.tolist() == [float("inf"), 0.05, 0.05, 0.02]
+    same = trace(read([write(_meta(), _batch(3.0, deadline_ms=50.0), _batch(2.0, deadline_ms=50.0))]))
+    assert same.deadlines_s is None
+
+
 def test_slowdown_and_mains_hold_over_unknown_readings(write):
     seen = [
         Conditions(time_s=10.0),

@@ -58,6 +58,12 @@ def test_merging_adds_counts_and_is_associative(runs):
     assert left.battery_left == min(a.battery_left, b.battery_left, c.battery_left)
 
 
+def test_the_hungriest_point_used_sets_the_peak_power_also_of_a_merge(runs, table):
+    small, large = (row.power_w for row in table.rows)
+    assert [run.peak_power_w for run in runs] == [small, large, large]
+    assert runs[0].merge(runs[1]).peak_power_w == large
+
+
 def test_unknown_energy_is_contagious_in_a_merge(runs, make_table, row, always, make_trace):
     blind = make_table(row("s50", 100.0, 0.8, None), idle_power_w=None)
     unknown = simulate(blind, make_trace([0.1], 1.0), always(SMALL), Goals(), Plant())

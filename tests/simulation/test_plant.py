@@ -15,6 +15,24 @@ def test_one_long_thermal_step_equals_the_closed_form():
     assert thermal.step(20.0, 6.0, 20.0, 600.0) == pytest.approx(expected, rel=1e-12)
 
 
+def test_two_nodes_follow_their_differential_equations():
+    thermal = Thermal(die_resistance_c_per_w=1.5, die_capacity_j_per_c=4.0)
+    die, case, small = 30.0, 22.0, 1e-3  # Euler steps, computed apart from the closed form
+    for _ in range(20_000):
+        flow = (die - case) / 1.5
+        die, case = die + small * (5.0 - flow) / 4.0, case + small * (flow - (case - 25.0) / 6.0) / 100.0
+    assert thermal.step_both(30.0, 22.0, 5.0, 25.0, 20.0) == pytest.approx((die, case), abs=2e-3)
+    settled = thermal.step_both(30.0, 22.0, 5.0, 25.0, 1e5)
+    assert settled == pytest.approx((25.0 + 5.0 * 7.5, 25.0 + 5.0 * 6.0))
+
+
+def test_a_die_heats_before_its_case_and_is_what_the_plant_shows():
+    plant = Plant(thermal=Thermal(die_resistance_c_per_w=2.0, die_capacity_j_per_c=2.0))
+    state = plant.step(plant.start(25.0), 5.0, 10.0)
+    assert state.case_c is not None and state.temperature_c > state.case_c + 8.0
+    assert plant.step(state, 5.0, 10.0).case_c > state.case_c
+
+
 @given(st.integers(1, 40), st.floats(0.0, 20.0), st.floats(-10.0, 90.0))
 def test_many_short_thermal_steps_equal_one_long_step(parts, power_w, start_c):
     thermal = Thermal()
@@ -111,6 +129,7 @@ def test_the_default_box_takes_full_power_to_its_designed_temperature(table):
     "make",
     [
         lambda: Thermal(resistance_c_per_w=0.0),
+        lambda: Thermal(die_resistance_c_per_w=-1.0),
         lambda: Throttle(min_frequency=0.0),
         lambda: Battery(capacity_ah=-1.0),
         lambda: Battery(charges=(0.0, 1.0), ocv_v=(3.0,)),

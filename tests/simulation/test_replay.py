@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from policies.base import Goals, SlackStep
@@ -20,13 +20,13 @@ NOTHING = Plant()
 
 
 def _server(table, arrivals, **changes):
-    options = {"deadline_s": None, "drop_late": False, "queue_limit": 10, **changes}
+    options = {"queue_limit": 10, **changes}
     return Server(CompiledTable(table), arrivals, [0.0] * len(arrivals), **options)
 
 
 def test_latencies_of_a_queue_are_those_computed_by_hand(table):
     # 100 ms each: 0.00 -> 0.10, 0.05 waits until 0.10 -> 0.20, 0.06 until 0.20 -> 0.30, 1.00 finds nobody
-    server = _server(table, [0.0, 0.05, 0.06, 1.0], deadline_s=0.2)
+    server = _server(table, [0.0, 0.05, 0.06, 1.0], deadlines_s=0.2)
     server.advance(0.0, 2.0)
     assert list(server.latencies_s) == pytest.approx([0.1, 0.15, 0.24, 0.1])
     assert (server.answered, server.on_time) == (4, 3)
@@ -50,7 +50,7 @@ def test_a_full_queue_drops_the_newest(table):
 
 def test_drop_late_leaves_out_what_could_only_be_late(table):
     arrivals = [0.0, 0.01, 0.02, 0.03]  # turns at 0, 0.1, 0.2: with 150 ms the last two are too late by then
-    server = _server(table, arrivals, deadline_s=0.15, drop_late=True)
+    server = _server(table, arrivals, deadlines_s=0.15, drop_late=True)
     server.advance(0.0, 1.0)
     assert (server.answered, server.dropped_late) == (2, 2)
 
@@ -160,10 +160,11 @@ def test_heat_throttles_and_is_counted(table, always, make_trace):
 def test_the_policy_sees_whole_percents_with_a_delay(table, always, make_trace):
     policy = always(SMALL)
     plant = Plant(battery=Battery.of_energy(7200.0))
-    simulate(table, make_trace([], 600.0), policy, Goals(), plant, sensors=SensorModel(delay_s=60.0))
+    trace = make_trace([0.5], 600.0)
+    simulate(table, trace, policy, Goals(), plant, sensors=SensorModel(delay_s=60.0))
     charges = [conditions.battery_charge for conditions in policy.seen]
     fresh = always(SMALL)
-    simulate(table, make_trace([], 600.0), fresh, Goals(), plant, sensors=SensorModel(delay_s=0.0))
+    simulate(table, trace, fresh, Goals(), plant, sensors=SensorModel(delay_s=0.0))
     assert charges[60:] == [conditions.battery_charge for conditions in fresh.seen][:-60]
     assert charges[-1] < 0.9 and all(round(charge * 100) / 100 == charge for charge in charges)
     assert policy.seen[5].battery_energy_j == pytest.approx(charges[5] * plant.battery.energy_j)
@@ -176,6 +177,34 @@ def test_unknown_sensors_are_none_and_a_misspelt_one_is_refused(table, always, m
     assert {conditions.battery_charge for conditions in policy.seen} == {None}
     with pytest.raises(InputError, match="no sensor 'temprature_c'"):
         SensorModel(unknown=frozenset({"temprature_c"}))
+
+
+def test_lost_sensors_tell_nothing_while_the_agents_own_figures_go_on(table, always, make_trace):
+    policy = always(SMALL)
+    lost = {"times_s": [0.0, 5.0, 8.0], "sensors_lost": [0.0, 1.0, 0.0]}
+    plant = Plant.for_table(table, Battery.of_energy(7200.0))
+    simulate(table, make_trace([0.1, 6.1], 12.0, **lost), policy, Goals(), plant)
+    unknown = [c.temperature_c is c.battery_charge is c.battery_energy_j is c.power_w is None for c in policy.seen]
+    assert unknown == [5 <= second < 8 for second in range(12)]
+    assert policy.seen[6].arrival_rate_hz is not None and policy.seen[6].queue_depth == 0
+
+
+def test_a_trace_without_requests_is_refused(table, always, make_trace):
+    with pytest.raises(InputError, match="the trace is empty"):
+        simulate(table, make_trace([], 10.0), always(SMALL), Goals(), NOTHING)
+
+
+def test_deadlines_of_the_trace_go_before_those_of_the_goals(table, always, make_trace):
+    trace = make_trace([0.0, 1.0, 2.0], 4.0, deadlines_s=[0.05, 0.15, math.inf])
+    outcome = simulate(table, trace, always(SMALL), Goals(deadline_ms=1000.0), NOTHING)
+    assert (outcome.answered, outcome.on_time) == (3, 2)
+
+
+def test_the_charge_when_the_battery_was_to_last_is_told_beside_the_one_at_the_end(table, always, make_trace):
+    plant = Plant(battery=Battery.of_energy(7200.0))
+    outcome = simulate(table, make_trace([0.1], 1200.0), always(SMALL), Goals(last_until_s=600.0), plant)
+    assert outcome.battery_left < outcome.battery_at_goal < 1.0
+    assert 1.0 - outcome.battery_at_goal == pytest.approx((1.0 - outcome.battery_left) / 2.0, rel=0.1)
 
 
 def test_a_point_outside_the_table_is_refused(table, always, make_trace):
@@ -216,6 +245,7 @@ def test_drawn_service_times_have_the_rows_median_and_99th_percentile(spread, al
 )
 def test_every_request_ends_exactly_once(spread, always, seed, rate, limit, drop_late, battery_j):
     trace = load(f"gamma:rate={rate},hours=0.01,seed={seed}")
+    assume(len(trace.arrivals_s))
     plant = Plant.for_table(spread, None if battery_j is None else Battery.of_energy(battery_j))
     goals = Goals(deadline_ms=500.0)
     outcome = simulate(spread, trace, always(LARGE), goals, plant, seed=seed, queue_limit=limit, drop_late=drop_late)

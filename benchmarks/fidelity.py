@@ -1,0 +1,295 @@
+"""Does the simulator predict what the agent does? A real run under changing load and deadlines, then its replay.
+
+The agent answers in this process, with real engines, for ``--minutes`` in ten phases; load and deadline change with
+each. It journals; the journal's arrivals (and the slowdown it measured) are then replayed phase by phase with the same
+policy and table. Compared are the mean accuracy of answers on time, the 95th percentile of the time from arrival to
+answer, the processor seconds and the number of switches.
+
+A table knows engines, not what a request costs around them (queue, threads, journal). That is measured before the run,
+by a burst of requests, in wall and processor seconds a request, and added to every answer; so is what the agent takes
+while nothing arrives. Measured processor seconds are this process's without the thread that generates the load.
+
+    python benchmarks/fidelity.py bundles/resnet20-cifar10 --table resnet20.table.json --minutes 10 > fidelity.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import msgspec
+import numpy as np
+from common import provenance
+
+from agent import Agent
+from agent.journal import Journal as Writer
+from agent.values import Event
+from backends.registry import create as create_backend
+from calibration import table as tables
+from calibration.measure import Settings, calibrate
+from calibration.table import Table
+from policies import Conditions, Decision, Goals, Policy, create
+from policies.rungs import Where, rungs_of
+from simulation.journal import Journal, Session, read, trace
+from simulation.outcome import Outcome
+from simulation.plant import Plant
+from simulation.replay import simulate
+from subnets.bundle import Bundle
+from subnets.errors import Busy
+
+PHASES = (  # load as a share of what the largest subnet can answer; deadline over its 99th percentile
+    (0.2, 8.0),
+    (0.5, 4.0),
+    (0.5, 1.6),
+    (0.9, 4.0),
+    (0.3, 2.5),
+    (1.2, 6.0),
+    (0.4, 1.2),
+    (0.7, 8.0),
+    (0.2, 1.6),
+    (0.6, 4.0),
+)
+QUEUE_LIMIT = 4096
+_SETTLE_S = 3.0  # for the neighbours' engines to be loaded
+_IDLE_S = 2.0
+_BURST = 500
+LIMITS = {"mean_accuracy": 0.01, "latency_p95_ms": 0.15, "cpu_s": 0.10, "switches": 0.10}
+
+
+def main() -> None:
+    """Runs, replays and prints one JSON document."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--table", type=Path, help="of this bundle on this machine; measured first when left out")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of the real run")
+    parser.add_argument("--precision", default="f32")
+    parser.add_argument("--policy", default="composite")
+    parser.add_argument("--calibrate-seconds", type=float, default=30.0, help="where there is no --table")
+    parser.add_argument("--journal", type=Path, help="folder to keep the journal in")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.minutes <= 0:
+        parser.error("--minutes must be above 0")
+
+    bundle, backend = Bundle.open(options.bundle), create_backend("openvino")
+    if options.table is not None:
+        table = tables.read(options.table)
+        table.check(bundle_key=bundle.key, bundle_name=bundle.name)
+    else:
+        settings = Settings(budget_s=options.calibrate_seconds)
+        table = calibrate(bundle, [backend], precisions=(options.precision,), threads=1, settings=settings)
+    table = _usable(table, options.precision)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.journal or Path(temporary)
+        measured = _run(bundle, table, backend, options, folder)
+        predicted = _replay(_played(folder), table, options.policy, measured)
+    errors = {name: _relative(measured[name], predicted[name]) for name in LIMITS}
+    document = {
+        "what": "one real run of the agent and the replay of its journal; errors are |predicted - measured| / measured",
+        "minutes": options.minutes,
+        "policy": options.policy,
+        "phases": [{"load": load, "deadline_over_p99": deadline} for load, deadline in PHASES],
+        "measured": measured,
+        "predicted": predicted,
+        "error": errors,
+        "limit": LIMITS,
+        "within": {name: error is not None and error <= LIMITS[name] for name, error in errors.items()},
+        "bundle": bundle.name,
+        "bundle_key": bundle.key,
+        "points": [{"point": row.point, "p50_ms": row.latency_p50_ms, "cpu_s": row.cpu_s} for row in table.rows],
+        **provenance(__file__),
+    }
+    print(json.dumps(document, indent=1))
+
+
+def _usable(table: Table, precision: str) -> Table:
+    """The rows for single images at one precision; they must know their processor seconds."""
+    rows = tuple(row for row in table.select(backend="openvino", precision=precision, batch_size=1) if row.cpu_s)
+    if len(rows) < 2:
+        sys.exit(f"the table has {len(rows)} rows of openvino:{precision}:b1 with cpu_s; calibrate two subnets or more")
+    points = {row.point for row in rows}
+    switches = tuple(switch for switch in table.switches if {switch.from_point, switch.to_point} <= points)
+    return msgspec.structs.replace(table, rows=rows, switches=switches)
+
+
+def _played(folder: Path) -> tuple[Session, ...]:
+    """The sessions of the phases; the first is of what is measured before."""
+    return read([folder / "journal.jsonl"]).sessions[1:]
+
+
+def _run(bundle: Bundle, table: Table, backend: Any, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The real run: what happened, with the journal left in ``folder``."""
+    largest = rungs_of(table, Where()).rows[-1]
+    phase_s = 60.0 * options.minutes / len(PHASES)
+    random = np.random.Generator(np.random.PCG64(options.seed))
+    images = random.standard_normal((64, 1, *bundle.input.shape)).astype(np.float32)
+    switches: list[dict[str, Any]] = []
+    spent: dict[str, float] = {}
+    refused = 0
+
+    def heard(event: Event) -> None:
+        if event.name == "switch" and event.detail["from"] is not None:
+            switches.append(event.detail)
+
+    goals = [Goals(deadline_ms=factor * largest.latency_p99_ms) for _, factor in PHASES]
+    agent = Agent(
+        bundle,
+        table,
+        backends={"openvino": backend},
+        policy=create(options.policy, goals[0]),
+        goals=goals[0],
+        sensors=None,
+        journal=Writer(folder, max_bytes=2**30),
+        queue_limit=QUEUE_LIMIT,
+    )
+
+    def generate(hertz: float) -> None:
+        nonlocal refused
+        began, start_s, count = time.thread_time(), time.monotonic(), 0
+        for index, (load, _) in enumerate(PHASES):
+            agent.reconfigure(policy=create(options.policy, goals[index]), goals=goals[index])
+            at_s, end_s = start_s + index * phase_s, start_s + (index + 1) * phase_s
+            while (at_s := at_s + float(random.exponential(1.0 / (load * hertz)))) < end_s:
+                if (ahead_s := at_s - time.monotonic()) > 0:
+                    time.sleep(ahead_s)
+                try:
+                    agent.submit(images[count % len(images)])
+                except Busy:
+                    refused += 1
+                count += 1
+            time.sleep(max(0.0, end_s - time.monotonic()))
+        spent["generator_s"] = time.thread_time() - began
+
+    agent.on_event(heard)
+    with agent:
+        time.sleep(_SETTLE_S)
+        began_s, began_cpu = time.monotonic(), time.process_time()
+        time.sleep(_IDLE_S)
+        idle = (time.process_time() - began_cpu) / (time.monotonic() - began_s)
+        around_s, around_cpu_s = _around(agent, table, images)
+        switches.clear()
+        began_s, began_cpu = time.monotonic(), time.process_time()
+        thread = threading.Thread(target=generate, args=(1.0 / (1.0 / largest.throughput_per_s + around_s),))
+        thread.start()
+        thread.join()
+        lasted_s = time.monotonic() - began_s
+        cpu_s = time.process_time() - began_cpu - spent["generator_s"]
+    batches = [batch for session in _played(folder) for batch in session.batches]
+    accuracy = {row.point: row.accuracy for row in table.rows}
+    latencies = [batch.queue_ms + batch.infer_ms for batch in batches if batch.ok]
+    on_time = [b for b in batches if b.ok and b.queue_ms + b.infer_ms <= (b.deadline_ms or np.inf)]
+    return {
+        "duration_s": lasted_s,
+        "requests": len(batches) + refused,
+        "refused": refused,
+        "on_time": len(on_time),
+        "mean_accuracy": float(np.mean([accuracy[b.point] for b in on_time])) if on_time else None,
+        "latency_p95_ms": float(np.quantile(latencies, 0.95)) if latencies else None,
+        "cpu_s": cpu_s,
+        "switches": len(switches),
+        "idle_cpu_share": idle,
+        "around_a_request_ms": 1000.0 * around_s,
+        "around_a_request_cpu_s": around_cpu_s,
+    }
+
+
+def _around(agent: Agent, table: Table, images: Any) -> tuple[float, float]:
+    """Wall and processor seconds that a request costs beyond its engine, over a burst answered back to back.
+
+    Wall: the median gap between an answer and the beginning of the next, once all have been submitted.
+    """
+    began_cpu = time.process_time()
+    submitted, futures = [], []
+    for k in range(_BURST):
+        submitted.append(time.monotonic())
+        futures.append(agent.submit(images[k % len(images)]))
+    all_in_s = time.monotonic()
+    answers = [future.result() for future in futures]
+    cpu_s = time.process_time() - began_cpu
+    begins = [at_s + answer.queue_ms / 1000.0 for at_s, answer in zip(submitted, answers, strict=True)]
+    ends = [begin_s + answer.infer_ms / 1000.0 for begin_s, answer in zip(begins, answers, strict=True)]
+    gaps = [begin_s - end_s for end_s, begin_s in zip(ends, begins[1:], strict=False) if end_s >= all_in_s]
+    engine_cpu_s = sum(table.row(answer.point).cpu_s or 0.0 for answer in answers)
+    return max(0.0, float(np.median(gaps))) if gaps else 0.0, max(0.0, cpu_s - engine_cpu_s) / _BURST
+
+
+class _AsShown(Policy):
+    """A policy that sees the table the agent showed it, not the one that the replay counts with."""
+
+    name = "as-shown"
+
+    def __init__(self, inner: Policy, table: Table) -> None:
+        self._inner, self._table = inner, table
+
+    def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
+        return self._inner.decide(conditions, self._table, current)
+
+    def reset(self) -> None:
+        self._inner.reset()
+
+
+def _counting(table: Table, measured: dict[str, Any]) -> Table:
+    """The table that the replay counts with: what is around a request added, processor seconds instead of joules."""
+    more_ms, more_cpu_s = measured["around_a_request_ms"], measured["around_a_request_cpu_s"]
+    rows = tuple(
+        msgspec.structs.replace(
+            row,
+            latency_p50_ms=row.latency_p50_ms + more_ms,
+            latency_p99_ms=row.latency_p99_ms + more_ms,
+            net_energy_j=(row.cpu_s or 0.0) + more_cpu_s,
+            energy_j=None,
+            power_w=None,
+        )
+        for row in table.rows
+    )
+    return msgspec.structs.replace(table, rows=rows, idle_power_w=None)
+
+
+def _replay(sessions: Sequence[Session], table: Table, policy: str, measured: dict[str, Any]) -> dict[str, Any]:
+    """The journal's arrivals through the simulator, session by session, with the goals each session recorded."""
+    counting = _counting(table, measured)
+    outcomes: list[Outcome] = []
+    switches, last = 0, ""
+    for number, session in enumerate(sessions):
+        if not session.batches:
+            continue
+        alone = Journal(name="journal", sessions=(msgspec.structs.replace(session, offset_s=0.0),), torn=False)
+        goals = msgspec.convert(session.meta.goals, Goals)
+        shown = _AsShown(create(policy, goals), table)
+        outcome = simulate(counting, trace(alone), shown, goals, Plant(), seed=number, queue_limit=QUEUE_LIMIT)
+        outcomes.append(outcome)
+        line = outcome.timeline
+        assert line is not None
+        switches += outcome.switches + (last not in ("", line.points[line.point[0]]))
+        last = line.points[line.point[-1]]
+    merged = reduce(Outcome.merge, outcomes)
+    return {
+        "requests": merged.requests,
+        "on_time": merged.on_time,
+        "mean_accuracy": merged.mean_accuracy,
+        "latency_p95_ms": merged.latency_ms(0.95),
+        "cpu_s": (merged.net_energy_j or 0.0) + measured["idle_cpu_share"] * measured["duration_s"],
+        "switches": switches,
+    }
+
+
+def _relative(measured: float | None, predicted: float | None) -> float | None:
+    if measured is None or predicted is None:
+        return None
+    if not measured:
+        return 0.0 if not predicted else None
+    return abs(predicted - measured) / abs(measured)
+
+
+if __name__ == "__main__":
+    main()
