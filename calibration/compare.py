@@ -5,6 +5,8 @@ Tables of different bundles or hosts may be compared on purpose; the caller says
 
 from __future__ import annotations
 
+from statistics import geometric_mean
+
 from calibration.table import Row, Table
 from subnets.bundle import Strict
 
@@ -34,18 +36,23 @@ class Difference(Strict, frozen=True, kw_only=True):
     only_b: tuple[str, ...]
     same_bundle: bool
     host: tuple[str, ...]  # sentences, see Host.differences
+    overlapping: int  # of the changes: the intervals of the medians overlap
+    common_ratio: float | None  # geometric mean of the latency ratios; the whole machine, where all share it
 
 
 def compare(a: Table, b: Table) -> Difference:
     """Pairs the rows of two tables by operating point."""
     of_b = {row.point: row for row in b.rows}
     of_a = {row.point for row in a.rows}
+    changes = tuple(_change(row, of_b[row.point]) for row in a.rows if row.point in of_b)
     return Difference(
-        changes=tuple(_change(row, of_b[row.point]) for row in a.rows if row.point in of_b),
+        changes=changes,
         only_a=tuple(row.point for row in a.rows if row.point not in of_b),
         only_b=tuple(row.point for row in b.rows if row.point not in of_a),
         same_bundle=a.bundle_key == b.bundle_key,
         host=tuple(a.host.differences(b.host)),
+        overlapping=sum(change.latency_overlaps for change in changes),
+        common_ratio=geometric_mean(change.latency_ratio for change in changes) if changes else None,
     )
 
 

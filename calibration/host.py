@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,14 @@ import psutil
 from calibration.table import Host
 
 # Distribution whose version changes what a backend compiles.
-LIBRARIES = {"openvino": "openvino", "torch": "torch", "tensorrt": "tensorrt"}
+LIBRARIES = {
+    "openvino": "openvino",
+    "torch": "torch",
+    "torch-cuda": "torch",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt-rtx",
+}
+_ON_NVIDIA = {"torch-cuda", "tensorrt", "tensorrt-rtx"}
 
 
 def fingerprint(backends: Iterable[str] | None = None, *, root: Path = Path("/")) -> Host:
@@ -31,6 +39,8 @@ def fingerprint(backends: Iterable[str] | None = None, *, root: Path = Path("/")
             libraries[LIBRARIES[name]] = metadata.version(LIBRARIES[name])
         except metadata.PackageNotFoundError:
             continue
+    if _ON_NVIDIA & set(names) and (driver := _driver(root)):
+        libraries["nvidia-driver"] = driver
     return Host(
         cpu=_cpu(root),
         cores=len(os.sched_getaffinity(0)),
@@ -66,6 +76,12 @@ def _accelerator(root: Path) -> str:
             if name.strip() == "Model":
                 models.append(value.strip())
     return ", ".join(models)
+
+
+def _driver(root: Path) -> str:
+    """The version of the NVIDIA kernel module, or nothing."""
+    match = re.search(r"Kernel Module\s.*?(\d+\.[\d.]+)", _text(root / "proc/driver/nvidia/version"))
+    return match[1] if match else ""
 
 
 def _text(path: Path) -> str:

@@ -8,7 +8,7 @@ Knows nothing of time spent answering; what loading costs is taken here, because
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -35,12 +35,17 @@ class Subject(NamedTuple):
     memory_bytes: int | None
 
     @property
+    def point(self) -> str:
+        """The operating point's name, as :attr:`calibration.table.Row.point`."""
+        return f"{self.subnet}@{self.backend}:{self.precision}:b{self.batch_size}"
+
+    @property
     def family(self) -> tuple[str, str, int]:
         """What operating points share when only the subnet differs."""
         return self.backend, self.precision, self.batch_size
 
 
-def choose(backends: Sequence[Backend], precisions: Sequence[str] | None) -> list[tuple[Backend, str]]:
+def choose(bundle: Bundle, backends: Sequence[Backend], precisions: Sequence[str] | None) -> list[tuple[Backend, str]]:
     """The (backend, precision) pairs to measure.
 
     Raises:
@@ -52,7 +57,7 @@ def choose(backends: Sequence[Backend], precisions: Sequence[str] | None) -> lis
     if not usable:
         reasons = "; ".join(f"{backend.name}: {availability.why}" for backend, availability in found) or "none given"
         raise UnavailableError(f"no backend can be calibrated here ({reasons}); 'gearshift doctor' tells more")
-    offered = {backend.name: backend.precisions() for backend in usable}
+    offered = {backend.name: backend.precisions_for(bundle) for backend in usable}
     for precision in precisions or ():
         if not any(precision in of_one for of_one in offered.values()):
             all_offered = "; ".join(f"{name}: {', '.join(of_one)}" for name, of_one in offered.items())
@@ -75,11 +80,13 @@ def opened(
     seed: int,
     clock: Callable[[], float],
     on_step: Callable[[str], None],
+    only: Collection[str] | None = None,
 ) -> Iterator[list[Subject]]:
     """Builds and loads one engine per (subnet, backend, precision) and closes them all at the end.
 
     All engines are resident together, as the agent keeps them. ``load_ms`` is one load from an artifact on disk, with
-    the backend's library already at work: a first engine is loaded before and left out of it.
+    the backend's library already at work: a first engine is loaded before and left out of it. ``only`` names the
+    operating points wanted; all when None.
     """
     random = np.random.Generator(np.random.PCG64(seed))
     inputs = {size: random.standard_normal((size, *bundle.input.shape)).astype(np.float32) for size in batch_sizes}
@@ -88,6 +95,10 @@ def opened(
         openers: set[str] = set()
         for backend, precision in pairs:
             for entry in bundle.manifest.subnets:
+                point = f"{entry.name}@{backend.name}:{precision}:b"
+                sizes = [size for size in batch_sizes if only is None or f"{point}{size}" in only]
+                if not sizes:
+                    continue
                 on_step(f"building {entry.name} for {backend.name} {precision}")
                 request = CompileRequest(
                     subnet=entry.name, precision=precision, batch_sizes=batch_sizes, threads=threads
@@ -115,6 +126,6 @@ def opened(
                         load_ms=load_ms,
                         memory_bytes=memory,
                     )
-                    for size in batch_sizes
+                    for size in sizes
                 ]
         yield subjects

@@ -2,24 +2,46 @@
 
 Within a family (one backend, precision and batch size) the engines take turns along random closed walks that use
 every ordered pair once; at each stop the first answer is compared with the settled ones of the same stop, so slow drift
-cancels. Engines stay loaded throughout: loading is another column of the table.
+cancels. The second and the tenth answer tell how soon it is over. Engines stay loaded throughout: loading is another
+column of the table.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import msgspec
 import numpy as np
 
 from calibration.rounds import Clocks
 from calibration.subjects import Subject
 from calibration.table import Switch
 
-_SETTLING = 3  # answers after the first that may still be slow
-_SETTLED = 3  # answers after those, whose median is the steady latency
+_STREAM = 2  # of random numbers, beside those of the rounds
+_ANSWERS = 10  # at each stop
+_SETTLED = 4  # of these, the last, whose median is the steady latency
 LEAST_WALKS = 3
+
+
+class Leg(msgspec.Struct, frozen=True, array_like=True):
+    """One switch of a walk, between two subjects' points; ms of the first, second and tenth answer and the settled."""
+
+    from_point: str
+    to_point: str
+    first_ms: float
+    second_ms: float
+    tenth_ms: float
+    settled_ms: float
+
+
+class Walk(msgspec.Struct, frozen=True):
+    """One closed walk of a family: which, and its legs."""
+
+    family: tuple[str, str, int]
+    number: int
+    legs: tuple[Leg, ...]
 
 
 def closed_walk(count: int, random: np.random.Generator) -> list[int]:
@@ -45,56 +67,70 @@ def closed_walk(count: int, random: np.random.Generator) -> list[int]:
 
 
 def switch_costs(
-    points: Sequence[str],
     subjects: Sequence[Subject],
     *,
     walks: int,
     budget_s: float,
-    random: np.random.Generator,
+    seed: int,
     clocks: Clocks,
-    on_walk: Callable[[], None] = lambda: None,
+    done: Sequence[Walk] = (),
+    on_walk: Callable[[Walk], None] = lambda walk: None,
 ) -> tuple[Switch, ...]:
     """Medians over up to ``walks`` closed walks within each family; at least three, then while ``budget_s`` lasts.
 
-    The budget is shared out evenly among the families.
-
-    Args:
-        points: the subjects' operating points' names, in their order.
+    The budget is shared out evenly among the families. ``done`` are walks taken before an interruption, after which
+    only what is missing of the three is taken.
     """
-    families: dict[tuple[str, str, int], list[int]] = defaultdict(list)
-    for number, subject in enumerate(subjects):
-        families[subject.family].append(number)
-    several = [members for members in families.values() if len(members) > 1]
-    firsts: dict[tuple[int, int], list[float]] = defaultdict(list)
-    extras: dict[tuple[int, int], list[float]] = defaultdict(list)
-    for members in several:
+    families: dict[tuple[str, str, int], list[Subject]] = defaultdict(list)
+    for subject in subjects:
+        families[subject.family].append(subject)
+    several = {family: members for family, members in families.items() if len(members) > 1}
+    legs = [leg for walk in done for leg in walk.legs]
+    for place, (family, members) in enumerate(several.items()):
         ends = clocks.wall() + budget_s / len(several)  # each its own, so that slow families leave fast ones their time
-        for walk in range(walks):
-            if walk >= LEAST_WALKS and clocks.wall() >= ends:
+        taken = sum(walk.family == family for walk in done)
+        for number in range(taken, walks):
+            if number >= LEAST_WALKS and (taken or clocks.wall() >= ends):
                 break
-            stops = [members[place] for place in closed_walk(len(members), random)]
-            _stop(subjects[stops[0]], clocks)
-            for from_, to in itertools.pairwise(stops):
-                first, steady = _stop(subjects[to], clocks)
-                firsts[from_, to].append(first)
-                extras[from_, to].append(first - steady)
-            on_walk()
-    return tuple(
-        Switch(
-            from_point=points[from_],
-            to_point=points[to],
-            first_ms=float(np.median(firsts[from_, to])),
-            extra_ms=float(np.median(extras[from_, to])),
-        )
-        for from_, to in sorted(firsts)
-    )
+            random = np.random.Generator(np.random.PCG64([seed, _STREAM, place, number]))
+            walk = Walk(family, number, tuple(_legs([members[k] for k in closed_walk(len(members), random)], clocks)))
+            legs += walk.legs
+            on_walk(walk)
+    found: dict[tuple[str, str], list[Leg]] = defaultdict(list)
+    for leg in legs:
+        found[leg.from_point, leg.to_point].append(leg)
+    order = {subject.point: place for place, subject in enumerate(subjects)}
+    pairs = sorted(found, key=lambda pair: (order[pair[0]], order[pair[1]]))
+    return tuple(_switch(found[pair]) for pair in pairs)
 
 
-def _stop(subject: Subject, clocks: Clocks) -> tuple[float, float]:
-    """(first, settled) latency in ms of some answers in a row."""
+def _legs(stops: Sequence[Subject], clocks: Clocks) -> Iterator[Leg]:
+    _stop(stops[0], clocks)
+    for from_, to in itertools.pairwise(stops):
+        answers = _stop(to, clocks)
+        settled = float(np.median(answers[-_SETTLED:]))
+        yield Leg(from_.point, to.point, answers[0], answers[1], answers[-1], settled)
+
+
+def _stop(subject: Subject, clocks: Clocks) -> list[float]:
+    """Latencies in ms of some answers in a row."""
     latencies = []
-    for _ in range(1 + _SETTLING + _SETTLED):
+    for _ in range(_ANSWERS):
         started = clocks.wall()
         subject.engine.infer(subject.batch)
         latencies.append((clocks.wall() - started) * 1e3)
-    return latencies[0], float(np.median(latencies[-_SETTLED:]))
+    return latencies
+
+
+def _switch(legs: Sequence[Leg]) -> Switch:
+    def median(values: Iterable[float]) -> float:
+        return float(np.median(list(values)))
+
+    return Switch(
+        from_point=legs[0].from_point,
+        to_point=legs[0].to_point,
+        first_ms=median(leg.first_ms for leg in legs),
+        extra_ms=median(leg.first_ms - leg.settled_ms for leg in legs),
+        second_ms=median(leg.second_ms for leg in legs),
+        tenth_ms=median(leg.tenth_ms for leg in legs),
+    )

@@ -10,15 +10,18 @@ Light on purpose: policies, the simulator and the resident agent read tables wit
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
 from subnets.bundle import Strict, write_atomically
-from subnets.errors import InputError, MismatchError
+from subnets.errors import InputError, MismatchError, UnavailableError
 
 SCHEMA = 1
 _MAX_TABLE_BYTES = 64 * 2**20
@@ -26,6 +29,31 @@ _MAX_TABLE_BYTES = 64 * 2**20
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+
+QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)  # of Row.quantiles_ms
+
+
+class Duty(Strict, frozen=True, kw_only=True):
+    """How much slower and costlier an answer is after a rest, since clocks fall and caches cool.
+
+    After a rest of g ms the median latency is ``latency_p50_ms + extra_ms * (1 - exp(-g / settle_ms))``, and the energy
+    above idle rises by ``extra_net_energy_j`` in the same way. Fitted to medians after a few rests.
+    """
+
+    rests_ms: tuple[float, ...]
+    latency_ms: tuple[float, ...]  # measured medians after these rests
+    settle_ms: Positive
+    extra_ms: NotNegative
+    extra_low_ms: NotNegative  # 95 % interval over rounds, at this settle_ms
+    extra_high_ms: NotNegative
+    rounds: int
+    samples: int
+    extra_net_energy_j: NotNegative | None = None  # per image; None where no meter told
+
+    def rested(self, rest_ms: float) -> float:
+        """The share of ``extra_ms`` that a rest of so many ms brings, 0..1."""
+        return -math.expm1(-rest_ms / self.settle_ms)
 
 
 class Row(Strict, frozen=True, kw_only=True):
@@ -70,11 +98,77 @@ class Row(Strict, frozen=True, kw_only=True):
     net_energy_low_j: float | None = None
     net_energy_high_j: float | None = None
     energy_source: str = "unmeasurable"  # e.g. "nvml-counter", "rapl-package", "modelled:spec-curve"
+    energy_check_j: Positive | None = None  # the same by a second source for the same device, where there is one
+    energy_check_source: str = ""
+    energy_suspect: bool = False  # the second source contradicts the first; the intervals cover both
+    duty: Duty | None = None  # None: not measured
+    round_p50_ms: tuple[Positive | None, ...] = ()  # per round; None where not measured or left out
+    quantiles_ms: tuple[Positive, ...] = ()  # at QUANTILES, of all samples
+    discarded: dict[str, int] = msgspec.field(default_factory=dict)  # reason -> cells of this point left out
+    disturbed: bool = False  # nothing undisturbed was left, so the disturbed cells stand
 
     @property
     def point(self) -> str:
         """The operating point's name, e.g. ``s50@openvino:bf16:b1``; unique within a table."""
         return f"{self.subnet}@{self.backend}:{self.precision}:b{self.batch_size}"
+
+    @property
+    def half_width(self) -> float:
+        """Half the interval of the median latency, as a share of it."""
+        return (self.latency_p50_high_ms - self.latency_p50_low_ms) / 2 / self.latency_p50_ms
+
+    def latency_ms_at(self, rate_hz: float) -> float:
+        """The median latency in ms of one batch when ``rate_hz`` batches a second arrive, evenly spaced.
+
+        Between ``latency_p50_ms`` (back to back, and beyond what it can keep up with) and ``extra_ms`` more (rarely).
+        """
+        if self.duty is None:
+            return self.latency_p50_ms
+        return self.latency_p50_ms + self.duty.extra_ms * self.duty.rested(self._rest_ms(rate_hz))
+
+    def net_energy_j_at(self, rate_hz: float) -> float | None:
+        """Joules per image above idle at ``rate_hz`` batches a second; None where unknown."""
+        if self.net_energy_j is None or self.duty is None or self.duty.extra_net_energy_j is None:
+            return self.net_energy_j
+        return self.net_energy_j + self.duty.extra_net_energy_j * self.duty.rested(self._rest_ms(rate_hz))
+
+    def power_w_at(self, rate_hz: float) -> float | None:
+        """Watts of the whole measured domain at ``rate_hz`` batches a second, at most those back to back."""
+        net_j = self.net_energy_j_at(rate_hz)
+        if self.energy_j is None or self.net_energy_j is None or self.power_w is None or net_j is None:
+            return self.power_w
+        images_per_s = min(rate_hz * self.batch_size, self.throughput_per_s)
+        idle_w = self.power_w * max(0.0, 1 - self.net_energy_j / self.energy_j)
+        return min(self.power_w, idle_w + images_per_s * net_j)
+
+    def energy_j_at(self, rate_hz: float) -> float | None:
+        """Joules per image, the idle time between included, at ``rate_hz`` batches a second; None where unknown."""
+        power_w = self.power_w_at(rate_hz)
+        if self.energy_j is None or self.net_energy_j is None or power_w is None:
+            return self.energy_j
+        if rate_hz * self.batch_size >= self.throughput_per_s:
+            return self.energy_j
+        return power_w / (rate_hz * self.batch_size) if rate_hz > 0 else math.inf
+
+    def _rest_ms(self, rate_hz: float) -> float:
+        """The rest g between answers, of which g + latency after g is the period.
+
+        Newton's method from 0: the sum rises and is concave, so no step goes beyond the solution.
+        """
+        assert self.duty is not None
+        if rate_hz <= 0:
+            return math.inf
+        period_ms, rest_ms = 1e3 / rate_hz, 0.0
+        if period_ms <= self.latency_p50_ms:
+            return 0.0
+        extra_ms, settle_ms = self.duty.extra_ms, self.duty.settle_ms
+        for _ in range(50):
+            fading = math.exp(-rest_ms / settle_ms)
+            missing = period_ms - rest_ms - self.latency_p50_ms - extra_ms * (1 - fading)
+            rest_ms += missing / (1 + extra_ms / settle_ms * fading)
+            if missing <= 1e-9 * period_ms:
+                break
+        return rest_ms
 
 
 class Switch(Strict, frozen=True, kw_only=True):
@@ -84,6 +178,8 @@ class Switch(Strict, frozen=True, kw_only=True):
     to_point: str
     first_ms: float  # median latency of the first answer
     extra_ms: float  # first_ms - steady median; may be slightly negative within noise
+    second_ms: float | None = None  # of the second, and of the tenth
+    tenth_ms: float | None = None
 
 
 class Host(Strict, frozen=True, kw_only=True):
@@ -96,6 +192,12 @@ class Host(Strict, frozen=True, kw_only=True):
     python: str
     libraries: dict[str, str]  # backend library versions
     accelerator: str = ""
+
+    @property
+    def key(self) -> str:
+        """12 hex digits over everything :meth:`differences` compares: machines of one kind share it."""
+        content = [self.cpu, self.cores, self.accelerator, sorted(self.libraries.items())]
+        return hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:12]
 
     def differences(self, other: Host) -> list[str]:
         """Sentences on what differs enough to void measurements (processor, cores, accelerator, libraries)."""
@@ -126,6 +228,13 @@ class Protocol(Strict, frozen=True, kw_only=True):
     budget_s: float = 0.0
     stopped: str = ""  # by "precision", "budget" or "rounds"
     pressure: float | None = None  # median share of time in which some task waited for a processor
+    widening: float = 1.0  # of the intervals, because rounds resembled the ones next to them
+    temperatures_c: dict[str, float] = msgspec.field(default_factory=dict)  # at the first round, by thermometer
+    temperature_band_c: float = 0.0
+    temperature_waited_s: float = 0.0
+    rests_ms: tuple[float, ...] = ()  # of the duty-cycle fit; empty: the budget was too short for one
+    sessions: int = 1  # more than 1: interrupted and resumed
+    tables: int = 1  # more than 1: merged from so many
 
 
 class Table(Strict, frozen=True, kw_only=True):
@@ -245,6 +354,8 @@ def _intervals(row: Row) -> Iterable[tuple[str, float, float, float]]:
     yield "accuracy", row.accuracy_low, row.accuracy, row.accuracy_high
     yield "latency_p50_ms", row.latency_p50_low_ms, row.latency_p50_ms, row.latency_p50_high_ms
     yield "latency_p99_ms", row.latency_p99_low_ms, row.latency_p99_ms, row.latency_p99_high_ms
+    if row.duty is not None:
+        yield "duty.extra_ms", row.duty.extra_low_ms, row.duty.extra_ms, row.duty.extra_high_ms
     for name, low, value, high in (
         ("power_w", row.power_low_w, row.power_w, row.power_high_w),
         ("energy_j", row.energy_low_j, row.energy_j, row.energy_high_j),
@@ -254,5 +365,24 @@ def _intervals(row: Row) -> Iterable[tuple[str, float, float, float]]:
 
 
 def write(table: Table, path: Path) -> None:
-    """Writes a table whole or not at all."""
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(table), indent=1) + b"\n")
+    """Writes a table whole or not at all.
+
+    Raises:
+        InputError: it cannot be written there.
+        UnavailableError: the disk is full.
+    """
+    with disk_errors(path):
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(table), indent=1) + b"\n")
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns what the file system refuses while ``path`` is written into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UnavailableError(
+                f"{path}: no room to write it ({error.strerror}); free some, or write to another disk"
+            ) from None
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); write to another place") from None

@@ -5,6 +5,8 @@ Shared by the report and the command line, so that no joule is ever printed bare
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from calibration.table import Row, Table
 
 _SOURCES = {
@@ -41,8 +43,7 @@ def accuracy(row: Row) -> str:
 
 def latency(row: Row) -> str:
     """``2.06 ms ± 1.2 %``: the median and half its interval."""
-    half = (row.latency_p50_high_ms - row.latency_p50_low_ms) / 2 / row.latency_p50_ms
-    return f"{number(row.latency_p50_ms)} ms ± {100 * half:.1f} %"
+    return f"{number(row.latency_p50_ms)} ms ± {100 * row.half_width:.1f} %"
 
 
 def energy(row: Row) -> str:
@@ -59,6 +60,16 @@ def net_energy(row: Row) -> str:
         return "unknown"
     unit, scale = ("mJ", 1e3) if abs(row.net_energy_j) < 1 else ("J", 1.0)
     return f"{number(scale * row.net_energy_j)} {unit}{_range(row.net_energy_low_j, row.net_energy_high_j, scale)}"
+
+
+def second_energy(row: Row) -> str:
+    """``8.4 mJ by hwmon``, and whether it contradicts the first; empty where there is no second source."""
+    if row.energy_check_j is None:
+        return ""
+    unit, scale = ("mJ", 1e3) if row.energy_check_j < 1 else ("J", 1.0)
+    return f"{number(scale * row.energy_check_j)} {unit} by {row.energy_check_source}" + (
+        ": contradicts" if row.energy_suspect else ""
+    )
 
 
 def power(row: Row) -> str:
@@ -97,17 +108,45 @@ def remarks(table: Table) -> list[str]:
         )
     if protocol.stopped in ("budget", "rounds"):
         asked = protocol.rel_precision
-        loose = [r for r in table.rows if r.latency_p50_high_ms - r.latency_p50_low_ms > 2 * asked * r.latency_p50_ms]
+        loose = [row for row in table.rows if row.half_width > asked]
         if loose:
             found.append(
-                f"{len(loose)} of {len(table.rows)} medians are known less well than the ± {asked:.0%} asked for; a "
-                "longer budget narrows them."
+                f"{len(loose)} of {len(table.rows)} medians are known less well than the ± {percent(asked)} asked for; "
+                f"a longer budget narrows them: {some(row.point for row in loose)}."
             )
+    if protocol.widening > 1.1:
+        found.append(
+            "Neighbouring rounds resembled each other, so the machine drifted; all intervals are "
+            f"{protocol.widening:.1f} times as wide as independent rounds would give."
+        )
+    disturbed = [row.point for row in table.rows if row.disturbed]
+    if disturbed:
+        found.append(f"Nothing undisturbed was left of {some(disturbed)}: disturbed cells stand for them.")
+    suspect = [row for row in table.rows if row.energy_suspect]
+    if suspect:
+        pairs = dict.fromkeys((row.energy_source, row.energy_check_source or "another source") for row in suspect)
+        found.append(
+            f"Two energy sources contradict each other ({'; '.join(' against '.join(pair) for pair in pairs)}); the "
+            f"intervals cover both: {some(row.point for row in suspect)}."
+        )
+    if protocol.tables > 1:
+        found.append(f"Merged from {protocol.tables} tables: intervals hold for one machine of the kind.")
     if any(source.startswith("modelled") for source in sources(table)):
         found.append("Energies are modelled: compare operating points of this table, not machines.")
     if any("not measured at this precision" in row.accuracy_source for row in table.rows):
         found.append("Accuracies below f32 are those recorded at f32; give --data to measure them.")
     return found
+
+
+def percent(share: float) -> str:
+    """``3 %`` or ``2.5 %``."""
+    return f"{100 * share:.3g} %"
+
+
+def some(points: Iterable[str], most: int = 6) -> str:
+    """Names in a row, the first few of many."""
+    names = list(points)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _range(low: float | None, high: float | None, scale: float) -> str:

@@ -1,9 +1,10 @@
-"""``gearshift table``: shows a calibration table, or what changed between two."""
+"""``gearshift table``: shows calibration tables, compares, merges and exports them."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
 
 @click.group("table")
 def command() -> None:
-    """Shows and compares calibration tables.
+    """Shows calibration tables, compares, merges and exports them.
 
     \b
     Example:
       gearshift table show resnet20-cifar10.table.json
       gearshift table diff monday.table.json tuesday.table.json
+      gearshift table merge fleet/*.table.json --out merged
+      gearshift table export resnet20-cifar10.table.json rows.csv
     """
 
 
@@ -43,10 +46,7 @@ def show(table: Path, report: Path | None, json_file: str | None) -> None:
 
     found = read(table)
     if report:
-        from calibration.report import report as page
-        from subnets.bundle import write_atomically
-
-        write_atomically(report, page(found).encode())
+        write_report(found, report)
     if json_file:
         emit_json(json_file, found)
     if json_file != "-":
@@ -75,6 +75,92 @@ def diff(a: Path, b: Path, json_file: str | None) -> None:
         _print_difference(difference)
 
 
+@command.command("merge")
+@click.argument("tables", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(),
+    help="The folder for the merged tables, one for each kind of machine.  [default: here]",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True), help="What became of each; - for stdout."
+)
+def merge(tables: tuple[Path, ...], out: Path, json_file: str | None) -> None:
+    """Merges the TABLES of machines of one kind; different kinds are kept apart.
+
+    A kind is the same bundle, processor, number of cores, accelerator, library versions and threads. Figures are
+    weighted by rounds; where machines differ by more than their own noise, intervals widen to hold for any one of them.
+
+    \b
+    Example:
+      gearshift table merge fleet/*.table.json --out merged
+    """
+    from calibration.merge import kind, merge, why_apart
+    from calibration.table import read, write
+    from cli._output import console, emit_json
+
+    found = [read(path) for path in tables]
+    merged = merge(found)
+    told: list[dict[str, Any]] = []
+    for of, table in merged.items():
+        target = out / f"{table.bundle_name}-{of.host_key}-t{of.threads}-{of.bundle_key[:6]}.table.json"
+        write(table, target)
+        members = [str(path) for path, one in zip(tables, found, strict=True) if kind(one) == of]
+        told.append({"table": str(target), "cpu": table.host.cpu, "rows": len(table.rows), "from": members})
+    first = found[0]
+    apart = [(path, why) for path, one in zip(tables, found, strict=True) if (why := why_apart(first, one))]
+    if json_file:
+        emit_json(json_file, {"tables": told})
+    if json_file == "-":
+        return
+    screen = console()
+    for entry in told:
+        line = f"{entry['table']}: {entry['rows']} points of {len(entry['from'])} tables on {entry['cpu']}."
+        screen.print(line, markup=False, soft_wrap=True)
+    for path, why in apart:
+        screen.print(f"{path} is kept apart from {tables[0]}: {why}.", style="yellow", markup=False, soft_wrap=True)
+
+
+@command.command("export")
+@click.argument("tables", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(dir_okay=False, allow_dash=True))
+def export(tables: tuple[Path, ...], out: str) -> None:
+    """Writes the rows of TABLES to OUT as a flat sheet: .csv, .parquet, or - for CSV on stdout.
+
+    \b
+    Example:
+      gearshift table export resnet20-cifar10.table.json rows.csv
+      gearshift table export fleet/*.table.json rows.parquet
+    """
+    from calibration.export import as_csv, as_parquet
+    from calibration.table import disk_errors, read
+    from cli._output import console
+    from subnets.bundle import write_atomically
+
+    if out != "-" and Path(out).suffix.lower() not in (".csv", ".parquet"):
+        raise click.UsageError(f"{out}: no format of that name; give a file that ends in .csv or .parquet, or -")
+    found = [read(path) for path in tables]
+    content = as_parquet(found) if out.lower().endswith(".parquet") else as_csv(found)
+    if out == "-":
+        sys.stdout.buffer.write(content)
+        return
+    with disk_errors(Path(out)):
+        write_atomically(Path(out), content)
+    rows = sum(len(table.rows) for table in found)
+    console().print(f"Written: {out}, {rows} rows", markup=False, soft_wrap=True)
+
+
+def write_report(table: Table, path: Path) -> None:
+    """The table's page, whole or not at all."""
+    from calibration.report import report
+    from calibration.table import disk_errors
+    from subnets.bundle import write_atomically
+
+    with disk_errors(path):
+        write_atomically(path, report(table).encode())
+
+
 def print_table(table: Table) -> None:
     """The rows, the idle power and the remarks, on stdout."""
     from rich.table import Table as Grid
@@ -97,11 +183,10 @@ def print_table(table: Table) -> None:
     if len(sources) > 1:
         grid.add_column("energy source", overflow="fold")
     for row in sorted(table.rows, key=lambda row: (row.backend, row.precision, row.batch_size, row.macs)):
-        half = (row.latency_p50_high_ms - row.latency_p50_low_ms) / 2 / row.latency_p50_ms
         cells = (
             row.point,
             _with_range(row.accuracy, row.accuracy_low, row.accuracy_high, 100),
-            f"{wording.number(row.latency_p50_ms)} ±{100 * half:.1f}%",
+            f"{wording.number(row.latency_p50_ms)} ±{100 * row.half_width:.1f}%",
             wording.number(row.latency_p99_ms),
             wording.number(row.throughput_per_s),
             _with_range(row.energy_j, row.energy_low_j, row.energy_high_j, 1e3),
@@ -121,8 +206,19 @@ def print_table(table: Table) -> None:
     out.print(
         f"{table.protocol.rounds} rounds{left_out if discarded else ''}. Ranges are 95 % intervals.", markup=False
     )
+    _print_differences(table, out)
     for remark in wording.remarks(table):
         out.print(remark, style="yellow", markup=False, soft_wrap=True)
+
+
+def _print_differences(table: Table, out: Console) -> None:
+    """Each subnet against the next smaller one, by the rounds they share."""
+    from calibration.paired import neighbours
+
+    ladder = {pair for pair in neighbours(table) if pair.first.partition("@")[2] == pair.second.partition("@")[2]}
+    for pair in sorted(ladder, key=lambda pair: (pair.second.partition("@")[2], pair.ratio)):
+        words = f"{pair.second} takes {pair.ratio:.2f} times ({pair.low:.2f}-{pair.high:.2f}) as long as {pair.first}"
+        out.print(words + ("." if pair.differs else ", which is within noise."), markup=False, soft_wrap=True)
 
 
 def _wide() -> Console:
@@ -172,6 +268,13 @@ def _print_difference(difference: Difference) -> None:
         )
     out = _wide()
     out.print(grid)
+    if difference.changes:
+        out.print(
+            f"{difference.overlapping} of {len(difference.changes)} rows: the 95 % intervals of the median overlap. "
+            f"In the mean B is {difference.common_ratio:.3f} times A.",
+            markup=False,
+            soft_wrap=True,
+        )
     for name, points in (("A", difference.only_a), ("B", difference.only_b)):
         if points:
             out.print(f"Only in {name}: {', '.join(points)}.", markup=False, soft_wrap=True)

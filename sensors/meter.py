@@ -2,7 +2,7 @@
 
 * :class:`MeterSample`, :class:`Energy`, :class:`EnergyMeter`.
 * :class:`PowerGauge`: watts at an instant, which :mod:`sensors.integrate` makes into a meter.
-* :func:`counted`: the bounds of a counter's difference.
+* :func:`counted`: the bounds of a counter's difference; :func:`staleness`: how old its readings may be.
 
 Bounds cover resolution and timing, or the spread of a model; they do not cover a gauge's own calibration. Joules that
 cannot be told are None with a reason: never a silent zero.
@@ -22,11 +22,15 @@ Device = Literal["CPU", "GPU", "system"]
 
 
 class MeterSample(msgspec.Struct, frozen=True):
-    """A meter's state at one instant (monotonic seconds); what ``state`` holds is the meter's own affair."""
+    """A meter's state at one instant (monotonic seconds); what ``state`` holds is the meter's own affair.
+
+    ``stale_s`` is set by who caught the counter moving: at most so long ago; else it may be one update period old.
+    """
 
     time_s: float
     state: Any
     why: str = ""
+    stale_s: float | None = None
 
 
 class Energy(msgspec.Struct, frozen=True):
@@ -110,10 +114,17 @@ class PowerGauge(abc.ABC):
         """Watts now; or None, and why. Never raises for what the machine lacks."""
 
 
+def staleness(before: MeterSample, after: MeterSample, update_period_s: float) -> float:
+    """How old, in seconds, either of two readings of a counter may be."""
+    known = [update_period_s if sample.stale_s is None else sample.stale_s for sample in (before, after)]
+    return min(update_period_s, max(known))
+
+
 def counted(joules: float, seconds: float, source: str, *, resolution_j: float, update_period_s: float) -> Energy:
     """Energy from a counter's difference.
 
-    At either end the counter may be stale by one update, worth mean power × period, and rounded by one step.
+    At either end the counter may be stale by one update (``update_period_s``, or less by :func:`staleness`), worth mean
+    power × that time, and rounded by one step.
     """
     slack = resolution_j + joules * min(1.0, update_period_s / seconds)
     return Energy(joules, max(0.0, joules - slack), joules + slack, seconds, source)

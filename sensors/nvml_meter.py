@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from sensors.meter import Energy, EnergyMeter, MeterSample, PowerGauge, counted
+from sensors.meter import Energy, EnergyMeter, MeterSample, PowerGauge, counted, staleness
 from sensors.nvml import Nvml
 from sensors.root import Number
 
@@ -37,8 +37,8 @@ class NvmlCounterMeter(EnergyMeter):
             why = f"{self.where}: the energy counter was reset within the window"
         if why:
             return self._unknown(before, after, why)
-        joules = after.state - before.state
-        return counted(joules, seconds, self.source, resolution_j=1e-3, update_period_s=_UPDATE_PERIOD_S)
+        joules, stale_s = after.state - before.state, staleness(before, after, _UPDATE_PERIOD_S)
+        return counted(joules, seconds, self.source, resolution_j=1e-3, update_period_s=stale_s)
 
 
 class NvmlGauge(PowerGauge):

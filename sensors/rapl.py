@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from sensors.meter import Energy, EnergyMeter, MeterSample
+from sensors.meter import Energy, EnergyMeter, MeterSample, staleness
 from sensors.meter import counted as counted_energy
 from sensors.root import Root
 
@@ -111,9 +111,9 @@ class RaplMeter(EnergyMeter):
             if not 0 <= difference * 1e-6 <= _MOST_WATTS * seconds + 1:  # a joule for windows of a few milliseconds
                 return self._unknown(before, after, f"{self._root.where(zone.path)}: the counter jumped")
             microjoules += difference
-        resolution_j = _RESOLUTION_J * len(self._zones)
+        resolution_j, stale_s = _RESOLUTION_J * len(self._zones), staleness(before, after, _UPDATE_PERIOD_S)
         return counted_energy(
-            microjoules * 1e-6, seconds, self.source, resolution_j=resolution_j, update_period_s=_UPDATE_PERIOD_S
+            microjoules * 1e-6, seconds, self.source, resolution_j=resolution_j, update_period_s=stale_s
         )
 
     def _most_watts(self, zone: Zone) -> float:

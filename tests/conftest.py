@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A deadline is a timed assertion, and CI machines are shared.
+hypothesis.settings.register_profile("gearshift", deadline=None)
+hypothesis.settings.load_profile("gearshift")
 
 ROOT = Path(__file__).resolve().parents[1]
 

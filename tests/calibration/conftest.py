@@ -1,5 +1,6 @@
 """A clock that only moves when something is done, and a backend, engines and a meter that live on it."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,8 +22,9 @@ LOAD_MS = {"s25": 10.0, "s50": 12.0, "s100": 16.0}
 class FakeTime:
     """Seconds of wall time and of work; ``jitter`` is the relative spread of latencies."""
 
-    def __init__(self, jitter=0.0, drift=0.0, seed=0):
-        self.now_s = self.busy_s = 0.0
+    def __init__(self, jitter=0.0, drift=0.0, seed=0, extra_ms=0.0, settle_ms=10.0):
+        self.now_s = self.busy_s = self.answered_s = 0.0
+        self.extra_ms, self.settle_ms = extra_ms, settle_ms  # an answer after a rest takes up to so much longer
         self.jitter, self.drift = jitter, drift
         self.random = np.random.default_rng(seed)
         self.last = None
@@ -53,11 +55,14 @@ class FakeEngine(Engine):
             ms /= 2
         if time.last is not self:
             ms += COLD_MS[subnet]
+        rest_ms = 1e3 * (time.now_s - time.answered_s)
+        ms += time.extra_ms * (1 - math.exp(-rest_ms / time.settle_ms))
         ms *= 1 + time.drift * time.now_s + time.jitter * time.random.standard_normal()
         time.last = self
         time.log.append((subnet, self.artifact.request.precision, len(batch)))
         time.on_infer(subnet)
         time.work(ms)
+        time.answered_s = time.now_s
         logits = np.zeros((len(batch), self.artifact.classes), np.float32)
         # "Recognises" the class written into the first pixel, except above what the subnet can.
         classes = np.rint(batch[:, 0, 0, 0]).astype(int)

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration import wording
+from calibration.compare import compare
 from calibration.disturbance import Watch
 from calibration.measure import Settings, calibrate
 from calibration.rounds import IDLE, order
 from calibration.switching import closed_walk
+from calibration.table import QUANTILES
 from subnets.data import digits
 from subnets.errors import InputError, UnavailableError
 
@@ -90,7 +93,7 @@ def test_without_a_meter_energy_is_unknown_and_not_zero(run):
     assert all(row.energy_j is None and row.power_w is None and row.net_energy_j is None for row in table.rows)
     assert {row.energy_source for row in table.rows} == {"unmeasurable"}
     assert table.idle_power_w is None and table.power_source == "unmeasurable"
-    assert not [entry for entry in time.log if entry[0] == "sleep"]
+    assert not [entry for entry in time.log if entry == ("sleep", table.protocol.seconds_per_cell)]  # no idle cells
 
 
 def test_a_counter_that_never_moves_has_measured_nothing(run, fakes):
@@ -216,11 +219,100 @@ def test_where_nothing_undisturbed_is_left_the_point_is_still_measured_and_the_r
     assert table.row("s25@fake:f32:b1").latency_p50_ms == pytest.approx(1.0)
 
 
+def test_a_point_that_is_known_well_enough_is_left_alone(run, fakes):
+    """s100 alone is noisy from round to round: the rounds after the first six are its own."""
+    time = fakes.Time()
+    mood = np.random.default_rng(0)
+
+    def noise(subnet):
+        if subnet == "s100":
+            time.work(4.0 * (0.3 * (1 + np.sin(time.now_s)) + 0.02 * mood.random()))
+
+    time.on_infer = noise
+    table, _ = run(time, settings=Settings(budget_s=60.0, max_rounds=12, rests_ms=()))
+    assert table.protocol.stopped == "rounds" and table.protocol.rounds == 12
+    rounds = {row.subnet: row.rounds for row in table.rows}
+    assert rounds == {"s25": 6, "s50": 6, "s100": 12}
+    quiet, noisy = table.row("s25@fake:f32:b1"), table.row("s100@fake:f32:b1")
+    assert quiet.half_width <= 0.03 < noisy.half_width
+    assert quiet.round_p50_ms[6:] == (None,) * 6 and None not in noisy.round_p50_ms
+    (remark,) = [remark for remark in wording.remarks(table) if "known less well" in remark]
+    assert "s100@fake:f32:b1" in remark and "s25" not in remark
+
+
+def test_after_a_switch_the_second_and_the_tenth_answer_are_kept_too(run, fakes):
+    table, _ = run()
+    for switch in table.switches:
+        steady = table.row(switch.to_point).latency_p50_ms
+        assert switch.first_ms == pytest.approx(steady + fakes.cold_ms[switch.to_point.partition("@")[0]])
+        assert switch.second_ms == switch.tenth_ms == pytest.approx(steady)
+
+
+def test_rounds_that_begin_too_warm_are_left_out_and_the_wait_for_them_is_told(run, fakes, tmp_path):
+    zone = tmp_path / "sys/class/thermal/thermal_zone0"
+    zone.mkdir(parents=True)
+    (zone / "type").write_text("x86_pkg_temp\n")
+    (zone / "temp").write_text("50000\n")
+    time = fakes.Time()
+    hot = {"until": None}
+    real_sleep = time.sleep
+
+    def sleep(seconds):
+        real_sleep(seconds)
+        if time.now_s > 4 and hot["until"] is None:
+            hot["until"] = time.now_s + 3.0
+            (zone / "temp").write_text("70000\n")
+        if hot["until"] is not None and time.now_s > hot["until"]:
+            (zone / "temp").write_text("50500\n")
+
+    time.sleep = sleep
+    settings = Settings(budget_s=20.0, max_rounds=8, rel_precision=1e-9, rests_ms=(), temperature_wait_s=0.5)
+    table, _ = run(time, watch=Watch(tmp_path), settings=settings)
+    assert table.protocol.temperatures_c == {"temperature_c": 50.0}
+    assert table.protocol.discarded_cells["temperature"] >= 7  # six points and an idle cell, of one round or more
+    assert 0.5 <= table.protocol.temperature_waited_s < 4
+    for row in table.rows:
+        assert row.discarded["temperature"] >= 1 and not row.disturbed
+        assert row.rounds == table.protocol.rounds - row.discarded["temperature"]
+        assert row.round_p50_ms.count(None) == row.discarded["temperature"]
+
+
+def test_measured_twice_nine_of_ten_rows_agree_even_on_a_machine_that_drifts(run, fakes):
+    """A neighbour's load comes and goes over seconds, so the medians of neighbouring rounds resemble each other."""
+    overlapping = rows = 0
+    for seed in range(3):
+        tables = []
+        for day in range(2):
+            time = fakes.Time(jitter=0.03, seed=2 * seed + day)
+            phases = np.random.default_rng(100 + 2 * seed + day).uniform(0, 6.28, 3)
+
+            def load(subnet, time=time, phases=phases):
+                waves = sum(
+                    np.sin(time.now_s / period + phase) for period, phase in zip((7, 3, 1.3), phases, strict=True)
+                )
+                time.work(fakes.steady_ms[subnet] * 0.02 * (3 + waves))
+
+            time.on_infer = load
+            tables.append(run(time, settings=Settings(budget_s=10.0, rests_ms=(), walks=3))[0])
+        difference = compare(*tables)
+        overlapping += difference.overlapping
+        rows += len(difference.changes)
+    assert overlapping >= 0.9 * rows
+
+
+def test_a_row_tells_its_distribution(run, fakes):
+    table, _ = run(fakes.Time(jitter=0.1))
+    for row in table.rows:
+        assert len(row.quantiles_ms) == len(QUANTILES) and list(row.quantiles_ms) == sorted(row.quantiles_ms)
+        assert row.quantiles_ms[QUANTILES.index(0.5)] == pytest.approx(row.latency_p50_ms)
+        assert row.quantiles_ms[QUANTILES.index(0.99)] == pytest.approx(row.latency_p99_ms)
+
+
 def test_progress_never_exceeds_the_whole(run):
     seen = []
     run(on_progress=lambda what, done, total: seen.append((what, done, total)))
     assert all(0 <= done <= total for _, done, total in seen)
-    assert {what.partition(" ")[0] for what, _, _ in seen} == {"building", "round", "switch"}
+    assert {what.partition(" ")[0] for what, _, _ in seen} == {"building", "round", "after", "switch"}
 
 
 class TestAccuracy:
@@ -265,7 +357,15 @@ class TestChoices:
             run(batch_sizes=sizes)
 
     @pytest.mark.parametrize(
-        "changes", [{"rel_precision": 0.0}, {"rel_precision": 1.5}, {"budget_s": 0}, {"min_rounds": 9, "max_rounds": 8}]
+        "changes",
+        [
+            {"rel_precision": 0.0},
+            {"rel_precision": 1.5},
+            {"budget_s": 0},
+            {"min_rounds": 9, "max_rounds": 8},
+            {"rests_ms": (9.0, 4.0)},
+            {"rests_ms": (0.0,)},
+        ],
     )
     def test_impossible_settings_are_refused(self, changes):
         with pytest.raises(InputError):
@@ -276,7 +376,7 @@ class TestOrder:
     @pytest.mark.parametrize("count", [1, 2, 6, 7, 12, 40])
     def test_each_round_visits_every_subject_once_and_idles_before_every_six(self, count):
         random = np.random.default_rng(1)
-        cells = order(count, random, idle=True)
+        cells = order(range(count), random, idle=True)
         assert sorted(cell for cell in cells if cell != IDLE) == list(range(count))
         assert cells[0] == IDLE and cells.count(IDLE) == -(-count // 6)
         longest = max(len(list(group)) for active, group in itertools.groupby(cells, lambda c: c != IDLE) if active)
@@ -284,7 +384,7 @@ class TestOrder:
 
     def test_orders_differ_between_rounds_and_reach_every_place(self):
         random = np.random.default_rng(1)
-        rounds = [order(5, random, idle=False) for _ in range(400)]
+        rounds = [order(range(5), random, idle=False) for _ in range(400)]
         places = np.array([[cells.index(subject) for subject in range(5)] for cells in rounds])
         assert len({tuple(cells) for cells in rounds}) > 100
         assert np.abs(places.mean(axis=0) - 2).max() < 0.3  # nobody is favoured with early or late places

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from calibration import wording
 from calibration.report import report
 from calibration.svg import Axis, Chart, page, table_html
+from calibration.table import QUANTILES, Duty
 
 NASTY = "<script>alert('&\"')</script>"
 
@@ -175,6 +176,39 @@ class TestReport:
     def test_without_energies_it_says_so_and_draws_none(self, make_table):
         text = report(make_table())
         assert "Nothing on this machine tells energy" in text and "mJ" not in text
+
+    def test_it_shows_distributions_rests_differences_and_what_was_left_out(self, make_table, make_row):
+        import msgspec
+
+        duty = Duty(
+            rests_ms=(4.0, 20.0),
+            latency_ms=(2.5, 3.5),
+            settle_ms=10.0,
+            extra_ms=2.0,
+            extra_low_ms=1.5,
+            extra_high_ms=2.5,
+            rounds=4,
+            samples=60,
+        )
+        shared = {"duty": duty, "quantiles_ms": tuple(1.5 + 0.2 * k for k in range(len(QUANTILES)))}
+        rows = [
+            make_row(round_p50_ms=(2.0, 2.1, 1.9), discarded={"pressure": 2}, **shared),
+            make_row(subnet="s100", macs=4000, round_p50_ms=(4.0, 4.2, 3.8), disturbed=True, **shared),
+        ]
+        table = make_table(rows)
+        protocol = msgspec.structs.replace(table.protocol, discarded_cells={"pressure": 2}, rests_ms=(4.0, 20.0))
+        text = html.unescape(report(msgspec.structs.replace(table, protocol=protocol)))
+        for heading in ("Latency distributions", "Latency of sparse requests", "Differences", "What was left out"):
+            assert f"<h2>{heading}</h2>" in text
+        assert "s25@openvino:f32:b1 after a rest of 20 ms" in text and "Pareto front" in text
+        assert "2.000" in text and "2 because other work waited for the processor" in text
+        assert "disturbed cells stand for them" in text and "4, 20 ms" in text
+        assert not re.search(r"https?:|//|url\(|@import|src=|href=|<script", text)
+
+    def test_a_table_of_before_has_a_page_without_what_it_lacks(self, make_table):
+        text = report(make_table())
+        assert "Latency distributions" not in text and "Differences" not in text
+        assert "Nothing: no cell was disturbed." in text
 
     def test_what_comes_from_the_table_is_escaped(self, make_table, make_row):
         table = make_table([make_row(backend=NASTY)], bundle_name=NASTY)

@@ -14,6 +14,7 @@ from calibration.statistics import (
     positive_interval,
     student_quantile,
     student_share,
+    widening,
 )
 
 
@@ -113,3 +114,43 @@ def test_bounds_of_a_latency_stay_positive_and_hold_the_value(rounds):
 def test_the_relative_half_width_is_that_of_the_interval():
     assert Interval(10.0, 9.5, 10.7).relative_half_width == pytest.approx(0.06)
     assert Interval(0.0, 0.0, 1.0).relative_half_width == math.inf
+
+
+class TestWidening:
+    def rounds(self, random, alike, count=12, series=8):
+        """AR(1) noise on a logarithmic scale; ``alike`` is the correlation of neighbouring rounds."""
+        steps = random.standard_normal((series, count))
+        noise = steps.copy()
+        for k in range(1, count):
+            noise[:, k] = alike * noise[:, k - 1] + math.sqrt(1 - alike**2) * steps[:, k]
+        return np.exp(0.05 * noise)
+
+    def test_rounds_of_no_memory_are_hardly_widened(self):
+        random = np.random.default_rng(0)
+        factors = [widening(self.rounds(random, 0.0)) for _ in range(200)]
+        assert min(factors) == 1.0 and np.mean(factors) < 1.12
+
+    def test_rounds_that_resemble_their_neighbours_are(self):
+        random = np.random.default_rng(0)
+        factors = [widening(self.rounds(random, 0.6, count=20)) for _ in range(200)]
+        assert np.median(factors) == pytest.approx(2.0, rel=0.25)  # sqrt(1.6 / 0.4)
+
+    def test_it_mends_most_of_the_coverage_that_drift_costs(self):
+        random = np.random.default_rng(1)
+        held = {"plain": 0, "mended": 0}
+        for _ in range(300):
+            series = self.rounds(random, 0.6)
+            for name, wider in (("plain", 1.0), ("mended", widening(series))):
+                for one in series:
+                    interval = positive_interval(float(np.exp(np.log(one).mean())), list(one), wider)
+                    held[name] += interval.low <= 1.0 <= interval.high
+        trials = 300 * 8
+        plain, mended = held["plain"], held["mended"]
+        assert plain / trials < 0.78 < 0.88 < mended / trials
+
+    def test_without_spread_or_with_few_rounds_nothing_can_be_told(self):
+        assert widening([[2.0] * 8]) == widening([[1.0, 5.0, 2.0]]) == widening([]) == 1.0
+
+    @given(st.lists(st.lists(st.floats(0.1, 10), min_size=6, max_size=20), max_size=5))
+    def test_it_never_narrows_and_stays_within_three(self, many):
+        assert 1.0 <= widening(many) <= 3.0 + 1e-9

@@ -13,6 +13,17 @@ from calibration.compare import compare
 from calibration.table import Host
 from subnets.errors import InputError, MismatchError
 
+DUTY = {
+    "rests_ms": [4.0],
+    "latency_ms": [2.5],
+    "settle_ms": 9.0,
+    "extra_ms": 1.0,
+    "extra_low_ms": 0.5,
+    "extra_high_ms": 1.5,
+    "rounds": 4,
+    "samples": 9,
+}
+
 
 @pytest.fixture
 def written(make_table, tmp_path):
@@ -66,6 +77,9 @@ def _changed(written, change):
         (lambda t: t["rows"][0].update(latency_p50_ms=7.0), "latency_p50_ms of s25@openvino:f32:b1 is not within"),
         (lambda t: t["rows"][0].update(latency_p99_high_ms=1e400), "damaged|not within"),
         (lambda t: t["rows"][0].update(surprise=1), "surprise"),
+        (lambda t: t["rows"][0].update(duty=DUTY | {"extra_ms": 9.0}), "duty.extra_ms of s25@openvino:f32:b1 is not"),
+        (lambda t: t["rows"][0].update(duty=DUTY | {"settle_ms": 0.0}), "settle_ms"),
+        (lambda t: t["rows"][0].update(round_p50_ms=[1.0, -1.0]), "round_p50_ms"),
         (lambda t: t["rows"][0].pop("load_ms"), "load_ms"),
         (lambda t: t["switches"][0].update(to_point="elsewhere"), "a switch names"),
     ],
@@ -163,6 +177,15 @@ class TestCompare:
         b = make_table([make_row(**joules, energy_source="modelled:spec-curve")])
         (change,) = compare(a, b).changes
         assert change.energy_ratio is None and change.energy_overlaps is None
+
+    def test_it_counts_the_rows_whose_medians_agree_and_what_all_share(self, make_table, make_row):
+        a = make_table()
+        off = {"latency_p50_ms": 4.1, "latency_p50_low_ms": 4.0, "latency_p50_high_ms": 4.2}
+        b = make_table([make_row(latency_p50_ms=2.05), make_row(subnet="s100", **off)])
+        difference = compare(a, b)
+        assert (difference.overlapping, len(difference.changes)) == (1, 2)
+        assert difference.common_ratio == pytest.approx((2.05 / 2.0 * 4.1 / 2.05) ** 0.5)
+        assert compare(a, make_table([make_row(subnet="s9")])).common_ratio is None
 
     def test_a_table_does_not_differ_from_itself(self, make_table):
         table = make_table()

@@ -79,3 +79,15 @@ def test_sensors_import_nothing_else_of_the_project():
 
 def test_every_public_name_is_there():
     assert all(hasattr(sensors, name) for name in sensors.__all__)
+
+
+def test_a_counter_caught_moving_is_no_older_than_the_look_before(clock):
+    from sensors.meter import MeterSample, counted, staleness
+
+    caught, blind = MeterSample(0.0, 1.0, stale_s=0.004), MeterSample(1.0, 2.0)
+    assert staleness(caught, caught, 0.1) == 0.004
+    assert staleness(caught, blind, 0.1) == staleness(blind, blind, 0.1) == 0.1
+    assert staleness(MeterSample(0.0, 1.0, stale_s=5.0), caught, 0.1) == 0.1  # never worse than its period
+    wide, narrow = (counted(10.0, 1.0, "made", resolution_j=0.0, update_period_s=s) for s in (0.1, 0.004))
+    assert (wide.low_j, wide.high_j) == pytest.approx((9.0, 11.0))
+    assert (narrow.low_j, narrow.high_j) == pytest.approx((9.96, 10.04))
