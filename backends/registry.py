@@ -17,6 +17,9 @@ from subnets import InputError
 # name: (module, class), the one to prefer first
 _BACKENDS = {
     "openvino": ("backends.openvino", "OpenVINOBackend"),
+    "tensorrt": ("backends.tensorrt", "TensorRTBackend"),
+    "tensorrt-rtx": ("backends.tensorrt_rtx", "TensorRTRTXBackend"),
+    "torch-cuda": ("backends.torch_cuda", "TorchCudaBackend"),
     "torch": ("backends.torch", "TorchBackend"),
 }
 

@@ -17,6 +17,7 @@ Knows nothing of engines; it moves and hashes files.
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ from subnets.bundle import sha256, write_atomically
 SCHEMA = 1
 RECORD = "artifact.json"
 _MAX_RECORD_BYTES = 2**20
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,7 +49,7 @@ def staging(final: Path) -> Iterator[Path]:
     """A temporary directory on the same file system as ``final``, removed at the end if still there.
 
     Raises:
-        UnavailableError: the cache cannot be written.
+        UnavailableError: the cache cannot be written, or the disk filled up meanwhile.
     """
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +60,13 @@ def staging(final: Path) -> Iterator[Path]:
         ) from None
     try:
         yield temporary
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise UnavailableError(
+            f"{final.parent}: no room to store an artifact ({error.strerror}); "
+            "free some, or set GEARSHIFT_CACHE to another disk"
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

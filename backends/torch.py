@@ -5,6 +5,7 @@ An artifact is only a pointer to the bundle and its key; loading refuses a bundl
 
 * :class:`TorchBackend`: builds and loads.
 * :class:`TorchEngine`: answers.
+* :class:`Pointer`: the artifact's one file.
 
 Not made for speed: compiled engines answer several times faster.
 """
@@ -28,11 +29,39 @@ from subnets import Bundle, EngineError, InputError, UnavailableError
 _POINTER = "pointer.json"
 
 
-class _Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the weights of an artifact lie, and which they must be."""
 
     path: str
     key: str
+
+    @staticmethod
+    def to(bundle: Bundle) -> Pointer:
+        """The pointer to a bundle as it is now."""
+        return Pointer(str(bundle.path.absolute()), bundle.key)
+
+    @staticmethod
+    def read(directory: Path) -> Pointer:
+        """The pointer in an artifact's directory, whose hash was checked."""
+        return msgspec.json.decode((directory / _POINTER).read_bytes(), type=Pointer)
+
+    def write(self, directory: Path) -> None:
+        """Puts it into an artifact's directory."""
+        (directory / _POINTER).write_bytes(msgspec.json.encode(self))
+
+    def open(self) -> Bundle:
+        """The bundle.
+
+        Raises:
+            EngineError: it is gone, damaged or another one by now.
+        """
+        try:
+            bundle = Bundle.open(self.path)
+        except InputError as error:
+            raise EngineError(f"the artifact's bundle cannot be opened: {error}") from None
+        if bundle.key != self.key:
+            raise EngineError(f"{self.path}: the bundle has changed since this artifact was made; build it again")
+        return bundle
 
 
 class _Shared:
@@ -53,14 +82,9 @@ _held: dict[str, _Shared] = {}
 _registry_lock = threading.Lock()
 
 
-def _acquire(pointer: _Pointer) -> _Shared:
+def _acquire(pointer: Pointer) -> _Shared:
     with _registry_lock:
-        try:
-            bundle = Bundle.open(pointer.path)
-        except InputError as error:
-            raise EngineError(f"the artifact's bundle cannot be opened: {error}") from None
-        if bundle.key != pointer.key:
-            raise EngineError(f"{pointer.path}: the bundle has changed since this artifact was made; build it again")
+        bundle = pointer.open()
         shared = _held.get(pointer.key)
         if shared is None:
             shared = _held[pointer.key] = _Shared(bundle)
@@ -109,13 +133,13 @@ class TorchBackend(Backend):
         """
         identity = self._identity()
         request = requests.checked(bundle, request, self.precisions())
-        pointer = _Pointer(str(bundle.path.absolute()), bundle.key)
+        pointer = Pointer.to(bundle)
         key = artifact_key(bundle, request, backend=self.name, path=pointer.path, **identity)
         final = self.cache / self.name / key
         if (found := store.find(final, identity)) is not None:
             return found
         with _shared_weights(pointer) as shared, store.staging(final) as temporary:
-            (temporary / _POINTER).write_bytes(msgspec.json.encode(pointer))
+            pointer.write(temporary)
             torch = load_torch()
             with torch.inference_mode():
                 classes = shared.supernet(torch.zeros(1, *bundle.input.shape), request.subnet).shape[1]
@@ -151,7 +175,7 @@ class TorchEngine(Engine):
         self.artifact = artifact
         before = resident_bytes()
         self._torch = load_torch()
-        self._pointer = msgspec.json.decode((Path(artifact.path) / _POINTER).read_bytes(), type=_Pointer)
+        self._pointer = Pointer.read(Path(artifact.path))
         shared = _acquire(self._pointer)
         self._run: Callable[[Any], Any] | None = shared.supernet.subnet(artifact.request.subnet)
         self._lock = shared.locks[artifact.request.subnet]
@@ -203,7 +227,7 @@ class TorchEngine(Engine):
 
 
 @contextlib.contextmanager
-def _shared_weights(pointer: _Pointer) -> Iterator[_Shared]:
+def _shared_weights(pointer: Pointer) -> Iterator[_Shared]:
     shared = _acquire(pointer)
     try:
         yield shared
