@@ -34,12 +34,16 @@ class Availability(msgspec.Struct, frozen=True):
 
 
 class CompileRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What to compile: one subnet for certain batch sizes, at one precision, for so many threads."""
+    """What to compile: one subnet for certain batch sizes, at one precision, for so many threads.
+
+    ``pinned`` binds each thread to a processor, where a backend can; see docs/backends.md for why not to.
+    """
 
     subnet: str
     precision: str = "f32"
     batch_sizes: tuple[int, ...] = (1,)
     threads: int = 1
+    pinned: bool = False
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +101,10 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def precisions(self) -> tuple[str, ...]:
         """Precisions the processor computes in natively; an emulated one is not offered."""
+
+    def precisions_for(self, bundle: Bundle) -> tuple[str, ...]:
+        """Those that can be had for this bundle: more than :meth:`precisions` where it carries exports of its own."""
+        return self.precisions()
 
     @abc.abstractmethod
     def build(self, bundle: Bundle, request: CompileRequest) -> Artifact:

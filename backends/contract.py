@@ -109,8 +109,22 @@ class BackendContract:
         frozen.flags.writeable = False
         with _engine(backend, bundle, bundle.ladder.names[0], batch_sizes=(2,)) as engine:
             expected = engine.infer(images)
-            for same in (flipped, last, frozen):
+            for same in (flipped, last, frozen, np.repeat(images, 2, axis=0)[::2]):
                 np.testing.assert_array_equal(engine.infer(same), expected)
+
+    def test_a_batch_is_read_anew_each_time_and_never_written(
+        self, backend: Backend, bundle: Bundle, reference: Reference
+    ) -> None:
+        """An engine may keep the caller's array in sight, but neither old content nor a mark of its own in it."""
+        subnet = bundle.ladder.names[-1]
+        batch = np.empty((1, *bundle.input.shape), np.float32)
+        with _engine(backend, bundle, subnet) as engine:
+            for seed in range(3):
+                images = _images(bundle, 1, seed=seed)
+                batch[:] = images
+                for _ in range(2):
+                    _assert_close(engine.infer(batch), reference(subnet, images), "f32")
+                np.testing.assert_array_equal(batch, images)
 
     def test_wrong_batches_are_refused_and_the_engine_goes_on(self, backend: Backend, bundle: Bundle) -> None:
         """Shape, batch size, dtype, type and values that are not finite: InputError, and the next answer is right."""

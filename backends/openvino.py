@@ -2,7 +2,8 @@
 
 An artifact is a directory with the subnet's IR (f16 weights, mapped from disk) and ``compiled.blob``, what the
 compiler made of it without the weights (a hundred kilobytes). Loading takes the graph from the blob and the weights
-from the mapped IR, so it needs neither the bundle nor torch. ``docs/backends.md`` gives reasons and measurements.
+from the mapped IR, so it needs neither the bundle nor torch. Precision ``int8`` takes an IR that was quantized
+beforehand (:mod:`backends.quantize`) and travels in the bundle. ``docs/backends.md`` gives reasons and measurements.
 
 * :class:`OpenVINOBackend`: builds and loads.
 * :class:`OpenVINOEngine`: answers.
@@ -26,6 +27,9 @@ from subnets import Bundle, EngineError, InputError, UnavailableError
 from subnets.bundle import sha256
 
 _IR, _WEIGHTS, _BLOB = "model.xml", "model.bin", "compiled.blob"
+_OPENVINO, _INT8 = "openvino", "openvino-int8"  # the formats of a bundle's exports
+_F32 = np.dtype(np.float32)
+_COPIED_BYTES = 2**18  # up to here a copy takes less time than binding another array
 
 
 class OpenVINOBackend(Backend):
@@ -53,7 +57,10 @@ class OpenVINOBackend(Backend):
         return Availability(True, f"OpenVINO {version} on {Processor.here().model} ({', '.join(capabilities)})")
 
     def precisions(self) -> tuple[str, ...]:
-        """f32, then f16 and bf16 where both the plugin offers them and the processor computes in them."""
+        """f32, then f16 and bf16 where both the plugin offers them and the processor computes in them.
+
+        What a processor can only emulate (f16 by converting to f32 and back, int8 without dot products) is left out.
+        """
         capabilities, processor = self._capabilities(), Processor.here()
         offered = ["f32"]
         if "FP16" in capabilities and processor.computes_f16:
@@ -62,6 +69,13 @@ class OpenVINOBackend(Backend):
             offered.append("bf16")
         return tuple(offered)
 
+    def precisions_for(self, bundle: Bundle) -> tuple[str, ...]:
+        """Those of :meth:`precisions`, and int8 if the processor computes in it and all subnets have such exports."""
+        offered = self.precisions()
+        if self._computes_int8() and all(bundle.export(name, _INT8) for name in bundle.ladder.names):
+            offered += ("int8",)
+        return offered
+
     def build(self, bundle: Bundle, request: CompileRequest) -> Artifact:
         """The artifact for a request: from the cache, else compiled from the bundle's export or a fresh one.
 
@@ -69,15 +83,16 @@ class OpenVINOBackend(Backend):
             InputError: the subnet, precision, a batch size or the threads are not to be had, or the export is damaged.
             UnavailableError: openvino is missing, or the bundle has no export and torch is missing.
         """
-        request = requests.checked(bundle, request, self.precisions())
-        files = _export_files(bundle, request.subnet)
+        offered = (*self.precisions(), "int8") if self._computes_int8() else self.precisions()
+        request = requests.checked(bundle, request, offered, pinning=True)
+        files = _export_files(bundle, request)
         identity = self._identity()
         key = artifact_key(bundle, request, backend=self.name, export=sorted(files.values()), **identity)
         final = self.cache / self.name / key
         if (found := store.find(final, identity)) is not None:
             return found
         with store.staging(final) as temporary:
-            _place_ir(bundle, request.subnet, files, temporary)
+            _place_ir(bundle, request, files, temporary)
             classes = _compile(temporary, bundle, request)
             artifact = Artifact(
                 path=str(final),
@@ -100,6 +115,9 @@ class OpenVINOBackend(Backend):
         store.check(artifact, self._identity())
         return OpenVINOEngine(artifact)
 
+    def _computes_int8(self) -> bool:
+        return "INT8" in self._capabilities() and Processor.here().computes_int8
+
     def _capabilities(self) -> tuple[str, ...]:
         return tuple(sorted(openvino_core().get_property(self.device, "OPTIMIZATION_CAPABILITIES")))
 
@@ -112,12 +130,17 @@ class OpenVINOBackend(Backend):
 
 
 class OpenVINOEngine(Engine):
-    """One compiled subnet with one inference request whose input and output are bound to arrays of its own."""
+    """One compiled subnet with one inference request.
+
+    A small batch is copied into an array that stays bound. A large one is read where the caller keeps it, if it lies
+    there contiguous, aligned and writable (OpenVINO shares no other memory); it stays bound, and so in memory, until
+    the next one or :meth:`close`, and asking again with the same array costs nothing extra.
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         before = resident_bytes()
-        ov = load_openvino()
+        self._ov = load_openvino()
         directory = Path(artifact.path)
         options = _options(artifact.request) | {"WEIGHTS_PATH": str(directory / _WEIGHTS)}
         try:
@@ -127,9 +150,11 @@ class OpenVINOEngine(Engine):
             raise EngineError(f"{directory}: cannot be loaded ({_cause(error)}); build it again") from None
         self._buffers = {}
         for size in artifact.request.batch_sizes:
-            buffer = _Buffer(ov, (size, *artifact.input_shape), (size, artifact.classes))
+            buffer = _Buffer(self._ov, (size, *artifact.input_shape), (size, artifact.classes))
             self._buffers[buffer.input.shape] = buffer
-        self._bound: _Buffer | None = None
+        self._reads: Batch | None = None  # the array bound as input, and a flat view of it
+        self._flat = np.empty(0, np.float32)
+        self._writes: Batch | None = None  # the array bound as output
         # Twice: the first inference of a batch size creates its kernels, the second finds the weights in the cache.
         for shape in self._buffers:
             for _ in range(2):
@@ -141,25 +166,40 @@ class OpenVINOEngine(Engine):
         request = self._request
         if request is None:
             raise EngineError(f"the engine of subnet '{self.artifact.request.subnet}' is closed")
-        if not isinstance(batch, np.ndarray) or batch.dtype != np.float32:
+        if not isinstance(batch, np.ndarray) or batch.dtype != _F32:
             raise requests.refusal(self.artifact, batch)
         buffer = self._buffers.get(batch.shape)
         if buffer is None:
             raise requests.refusal(self.artifact, batch)
-        np.copyto(buffer.input, batch)
-        if not all_finite(buffer.flat_input):
-            raise requests.not_finite()
         try:
-            if buffer is not self._bound:
-                request.set_input_tensor(buffer.input_tensor)
-                request.set_output_tensor(buffer.output_tensor)
-                self._bound = buffer
-            request.infer()
+            if batch is not self._reads:
+                self._take(batch, buffer)
+            # Looked at before, not concluded from the answer: a ReLU turns NaN into 0.
+            if not all_finite(self._flat):
+                raise requests.not_finite()
+            request.infer(share_outputs=True)
         except RuntimeError as error:
             raise EngineError(f"subnet '{self.artifact.request.subnet}' failed: {_cause(error)}") from None
         if not all_finite(buffer.flat_output):
             raise EngineError(f"subnet '{self.artifact.request.subnet}' answered with NaN or infinity")
         return buffer.output.copy()
+
+    def _take(self, batch: Batch, buffer: _Buffer) -> None:
+        """Makes the request read ``batch``, in place or from a copy, and write to ``buffer``."""
+        flags = batch.flags
+        if buffer.copies or not (flags.c_contiguous and flags.aligned and flags.writeable):
+            np.copyto(buffer.input, batch)
+            self._bind(buffer.input, buffer.input_tensor)
+        else:
+            self._bind(batch, None)
+        if buffer.output is not self._writes:
+            self._request.set_output_tensor(buffer.output_tensor)
+            self._writes = buffer.output
+
+    def _bind(self, array: Batch, tensor: Any) -> None:
+        if array is not self._reads:
+            self._request.set_input_tensor(tensor or self._ov.Tensor(array, shared_memory=True))
+            self._reads, self._flat = array, array.reshape(-1)
 
     @property
     def memory_bytes(self) -> int | None:
@@ -172,18 +212,20 @@ class OpenVINOEngine(Engine):
 
     def close(self) -> None:
         """Frees the compiled model; closing twice is harmless."""
-        self._request = self._bound = None
+        self._request = self._reads = self._writes = None
+        self._flat = np.empty(0, np.float32)
         self._buffers = {}
 
 
 class _Buffer:
-    """The arrays a request reads and writes for one batch size, shared with OpenVINO without copies."""
+    """For one batch size, an array a request reads and one it writes, shared with OpenVINO without copies."""
 
     def __init__(self, ov: Any, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
         self.input, self.output = np.zeros(input_shape, np.float32), np.zeros(output_shape, np.float32)
-        self.flat_input, self.flat_output = self.input.reshape(-1), self.output.reshape(-1)
+        self.flat_output = self.output.reshape(-1)
         self.input_tensor = ov.Tensor(self.input, shared_memory=True)
         self.output_tensor = ov.Tensor(self.output, shared_memory=True)
+        self.copies = self.input.nbytes <= _COPIED_BYTES
 
 
 def _options(request: CompileRequest) -> dict[str, Any]:
@@ -191,23 +233,35 @@ def _options(request: CompileRequest) -> dict[str, Any]:
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": request.threads,
-        "ENABLE_CPU_PINNING": False,  # a pinned thread waits behind whoever else is pinned to its core
-        "INFERENCE_PRECISION_HINT": request.precision,  # the default is whatever is fastest, not what was asked for
+        "ENABLE_CPU_PINNING": request.pinned,  # a pinned thread waits behind whoever else is pinned to its core
+        # The default is whatever is fastest, not what was asked for. Of a quantized model it is what the rest runs in.
+        "INFERENCE_PRECISION_HINT": "f32" if request.precision == "int8" else request.precision,
         "CACHE_MODE": "OPTIMIZE_SIZE",  # the blob leaves the weights in the IR
     }
 
 
-def _export_files(bundle: Bundle, subnet: str) -> dict[str, str]:
-    """{file: SHA-256} of the bundle's OpenVINO export of a subnet, empty where it carries none."""
+def _export_files(bundle: Bundle, request: CompileRequest) -> dict[str, str]:
+    """{file: SHA-256} of the bundle's export that a request is compiled from, empty where it carries none."""
     for export in bundle.manifest.exports:
-        if (export.subnet, export.format) == (subnet, "openvino"):
+        if (export.subnet, export.format) == (request.subnet, _format(request)):
             return dict(export.files)
     return {}
 
 
-def _place_ir(bundle: Bundle, subnet: str, files: dict[str, str], directory: Path) -> None:
+def _format(request: CompileRequest) -> str:
+    """Which export serves a request: all precisions start from f16 weights, only int8 has one of its own."""
+    return _INT8 if request.precision == "int8" else _OPENVINO
+
+
+def _place_ir(bundle: Bundle, request: CompileRequest, files: dict[str, str], directory: Path) -> None:
     """Puts the subnet's IR into ``directory``: the bundle's own as hard links where possible, else a fresh export."""
-    first = bundle.export(subnet, "openvino")
+    subnet = request.subnet
+    first = bundle.export(subnet, _format(request))
+    if first is None and request.precision == "int8":
+        raise InputError(
+            f"{bundle.path}: carries no int8 export of '{subnet}'; make one where its training images are: "
+            "gearshift export BUNDLE --precision int8 --data DIR"
+        )
     if first is None:
         from backends.export import export_openvino
 

@@ -18,11 +18,19 @@ from subnets import Bundle, InputError
 MAX_BATCH_SIZE = 1024  # engines are for latency; beyond this a batch is a mistake
 
 
-def checked(bundle: Bundle, request: CompileRequest, precisions: Sequence[str]) -> CompileRequest:
+def checked(
+    bundle: Bundle, request: CompileRequest, precisions: Sequence[str], *, pinning: bool = False
+) -> CompileRequest:
     """The request with its batch sizes sorted and each once, so that equal requests have equal keys.
 
+    Args:
+        bundle: whose subnet it is.
+        request: what was asked for.
+        precisions: those that the backend offers here.
+        pinning: whether the backend can pin threads to processors.
+
     Raises:
-        InputError: the subnet, the precision, a batch size or the number of threads is not to be had.
+        InputError: the subnet, the precision, a batch size, the number of threads or pinning is not to be had.
     """
     bundle.entry(request.subnet)
     if request.precision not in precisions:
@@ -36,6 +44,8 @@ def checked(bundle: Bundle, request: CompileRequest, precisions: Sequence[str]) 
         raise InputError(
             f"threads {request.threads}: this process may use {usable_processors()} processors; give 1 to that many"
         )
+    if request.pinned and not pinning:
+        raise InputError("pinned threads are not to be had from this backend; leave 'pinned' out")
     return msgspec.structs.replace(request, batch_sizes=sizes)
 
 

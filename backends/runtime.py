@@ -1,7 +1,7 @@
 """The libraries, the processor and the memory as this process finds them.
 
 * :func:`load_openvino`, :func:`openvino_core`: OpenVINO, imported on first use and without its telemetry.
-* :func:`load_torch`: torch, or one sentence why not.
+* :func:`load_nncf`: NNCF, which quantizes, likewise. :func:`load_torch`: torch, or one sentence why not.
 * :class:`Processor`: the model name and instruction-set flags that decide what is computed natively.
 * :func:`resident_bytes`, :func:`growth`: resident memory, to measure what loading an engine adds.
 * :func:`all_finite`: whether an array holds neither NaN nor infinity, in microseconds.
@@ -11,12 +11,15 @@ Knows nothing of bundles or engines.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import logging
 import math
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +31,61 @@ from backends.base import Batch
 from subnets import UnavailableError
 
 _TELEMETRY = "openvino_telemetry"
+_DOT_LIMIT = 8192  # elements; BLAS adds up so few in the calling thread, and wakes no others
 
 
-@functools.cache
-def load_openvino() -> Any:
-    """The ``openvino`` module.
+@contextlib.contextmanager
+def _without_telemetry(library: str) -> Iterator[None]:
+    """Hides OpenVINO's telemetry package while ``library`` is imported, so that it takes its own silent stand-in.
 
-    Importing OpenVINO sends a usage event to its vendor unless ``openvino_telemetry`` cannot be imported, and then
-    uses its own silent stand-in. A device should not phone home unasked, so the package is hidden
-    for the length of the import; a program that imported either of them before keeps what it had.
-
-    Raises:
-        UnavailableError: it is not installed or does not load here.
+    Importing OpenVINO or NNCF sends a usage event to their vendor unless ``openvino_telemetry`` cannot be imported. A
+    device should not phone home unasked. A program that imported either of them before keeps what it had.
     """
-    hide = _TELEMETRY not in sys.modules and "openvino" not in sys.modules
+    hide = _TELEMETRY not in sys.modules and library not in sys.modules
     if hide:
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # the documented way to make an import fail
     try:
-        return importlib.import_module("openvino")
-    except ImportError as error:
-        raise UnavailableError(f"openvino does not import ({error}); try: pip install openvino") from None
+        yield
     finally:
         if hide:
             del sys.modules[_TELEMETRY]
 
 
 @functools.cache
+def load_openvino() -> Any:
+    """The ``openvino`` module, without its telemetry.
+
+    Raises:
+        UnavailableError: it is not installed or does not load here.
+    """
+    try:
+        with _without_telemetry("openvino"):
+            return importlib.import_module("openvino")
+    except ImportError as error:
+        raise UnavailableError(f"openvino does not import ({error}); try: pip install openvino") from None
+
+
+@functools.cache
 def openvino_core() -> Any:
     """One ``openvino.Core`` for the process, so that its CPU plugin is loaded once."""
     return load_openvino().Core()
+
+
+@functools.cache
+def load_nncf() -> Any:
+    """The ``nncf`` module, without its telemetry and saying no more than its errors.
+
+    Raises:
+        UnavailableError: it is not installed.
+    """
+    load_openvino()  # first, so that its own import is silent too
+    try:
+        with _without_telemetry("nncf"):
+            nncf = importlib.import_module("nncf")
+    except ImportError as error:
+        raise UnavailableError(f"nncf does not import ({error}); try: pip install 'gearshift[quantize]'") from None
+    nncf.set_log_level(logging.ERROR)
+    return nncf
 
 
 def load_torch() -> Any:
@@ -104,6 +133,14 @@ class Processor(msgspec.Struct, frozen=True):
         """
         return not self.flags.isdisjoint({"amx_fp16", "asimdhp"})
 
+    @property
+    def computes_int8(self) -> bool:
+        """Has int8 dot products: AVX-VNNI, AVX512-VNNI, AMX-INT8, or ARM's dot product extension.
+
+        Without them products are added in 16 bits, which is little faster than f32 and can overflow.
+        """
+        return not self.flags.isdisjoint({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp"})
+
 
 def usable_processors() -> int:
     """How many processors this process may run on."""
@@ -135,7 +172,10 @@ def all_finite(values: Batch) -> bool:
     """Whether a flat f32 array holds neither NaN nor infinity.
 
     A sum stays finite only if every term was, so one pass that adds up settles nearly every case; only when the sum
-    overflows (finite values near 1e38) is each value looked at. ``einsum`` adds with one thread, with SIMD, and
-    raises no floating-point warnings; ``sum`` takes three times as long and ``dot`` may wake BLAS threads.
+    overflows (finite values near 1e38, or near 1e19 where squares are added) is each value looked at. Few values go
+    to BLAS as their squares, many to ``einsum``, which adds with one thread and SIMD as fast as memory gives them; BLAS
+    would wake threads for those, and ``sum`` takes three times as long. Unlike ``dot`` and ``sum``, neither raises
+    floating-point warnings.
     """
-    return math.isfinite(np.einsum("i->", values)) or bool(np.isfinite(values).all())
+    total = np.vdot(values, values) if values.size <= _DOT_LIMIT else np.einsum("i->", values)
+    return math.isfinite(total) or bool(np.isfinite(values).all())

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli._modules import module_option
+
 if TYPE_CHECKING:
     from backends.base import Backend
 
@@ -14,21 +16,33 @@ if TYPE_CHECKING:
 @click.command("evaluate")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="'digits', a CIFAR-10 folder, or a folder of images in train/ and val/.")
+@module_option
 @click.option("--backend", help="Through which backend.  [default: openvino where usable, else the next that is]")
+@click.option("--precision", help="At which precision.  [default: f32 where there is, else the first]")
 @click.option("--split", type=click.Choice(["test", "validation"]), default="test", show_default=True)
 @click.option("--record", is_flag=True, help="Write the accuracies into the bundle's manifest.")
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True), help="Write it as JSON; - for stdout."
 )
-def command(bundle: Path, data: str, backend: str | None, split: str, record: bool, json_file: str | None) -> None:
+def command(
+    bundle: Path,
+    data: str,
+    backend: str | None,
+    precision: str | None,
+    split: str,
+    record: bool,
+    json_file: str | None,
+) -> None:
     """Measures the accuracy of every subnet of BUNDLE on labelled images, with 95 % Wilson intervals.
 
-    Runs at full precision. Works without torch where the bundle carries its OpenVINO exports.
+    Runs at full precision unless told otherwise; only such figures can be recorded. Works without torch where the
+    bundle carries its OpenVINO exports.
 
     \b
     Example:
       gearshift evaluate bundles/digits --data digits
       gearshift evaluate bundles/resnet20-cifar10 --data data/cifar-10-batches-py --record --json accuracy.json
+      gearshift evaluate bundles/resnet20-cifar10 --data data/cifar-10-batches-py --precision int8
     """
     from rich.table import Table
 
@@ -37,10 +51,12 @@ def command(bundle: Path, data: str, backend: str | None, split: str, record: bo
     from subnets.bundle import Bundle
     from subnets.data import load
 
+    if record and precision not in (None, "f32"):
+        raise click.UsageError(f"--record keeps accuracies of f32 alone; leave it out to measure {precision}")
     opened = Bundle.open(bundle)
     engine_maker = _usable(backend)
-    precisions = engine_maker.precisions()
-    precision = "f32" if "f32" in precisions else precisions[0]
+    precisions = engine_maker.precisions_for(opened)
+    precision = precision or ("f32" if "f32" in precisions else precisions[0])
     dataset = load(data, image_size=opened.input.height)
     images = len(chosen_split(opened, dataset, split))
     with progress() as bar:

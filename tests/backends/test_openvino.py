@@ -1,16 +1,18 @@
 """OpenVINO: the contract, what the artifact holds, and what is refused."""
 
 import contextlib
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from backends import CompileRequest, store
+from backends import CompileRequest, openvino, requests, store
 from backends.contract import TOLERANCE, BackendContract
 from backends.openvino import OpenVINOBackend
 from subnets import EngineError, InputError, UnavailableError
@@ -31,6 +33,41 @@ class TestOpenVINOOnAnExport(BackendContract):
     @pytest.fixture
     def reference(self, hand_reference):
         return hand_reference
+
+
+class TestOpenVINOReadingInPlace(TestOpenVINOOnAnExport):
+    """The same with batches so large, or rather a limit so low, that they are read where the caller keeps them."""
+
+    @pytest.fixture(autouse=True)
+    def _nothing_is_small(self, monkeypatch):
+        monkeypatch.setattr(openvino, "_COPIED_BYTES", 0)
+
+    def test_memory_at_any_address_that_holds_f32_will_do(self, backend, bundle):
+        images = np.random.default_rng(0).standard_normal((1, *bundle.input.shape), np.float32)
+        room = np.zeros(images.size + 16, np.float32)
+        with contextlib.closing(backend.load(backend.build(bundle, CompileRequest(subnet="s100")))) as engine:
+            expected = engine.infer(images)
+            for start in range(16):
+                batch = room[start : start + images.size].reshape(images.shape)
+                batch[:] = images
+                np.testing.assert_array_equal(engine.infer(batch), expected)
+                np.testing.assert_array_equal(batch, images)
+            raw = np.frombuffer(bytearray(b"?" + images.tobytes()), np.float32, offset=1).reshape(images.shape)
+            assert not raw.flags.aligned
+            np.testing.assert_array_equal(engine.infer(raw), expected)
+
+    def test_it_holds_the_last_batch_alone_and_lets_it_go(self, backend, bundle):
+        engine = backend.load(backend.build(bundle, CompileRequest(subnet="s50")))
+        batches = [np.full((1, *bundle.input.shape), value, np.float32) for value in (1, 2)]
+        held = [weakref.ref(batch) for batch in batches]
+        for batch in batches:
+            engine.infer(batch)
+        del batch, batches
+        gc.collect()
+        assert held[0]() is None and held[1]() is not None
+        engine.close()
+        gc.collect()
+        assert held[1]() is None
 
 
 class TestOpenVINOExportingFirst:
@@ -54,6 +91,34 @@ class TestOpenVINOExportingFirst:
 @pytest.fixture
 def backend(tmp_path):
     return OpenVINOBackend(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("limit", [0, 2**18])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_spoilt_image_is_refused_though_the_network_would_answer_it(backend, hand_bundle, monkeypatch, limit, value):
+    """Its ReLU turns NaN into a number, so that the answer tells nothing."""
+    monkeypatch.setattr(openvino, "_COPIED_BYTES", limit)
+    images = np.ones((1, 2, 6, 5), np.float32)
+    with contextlib.closing(backend.load(backend.build(hand_bundle, CompileRequest(subnet="s50")))) as engine:
+        expected = engine.infer(images)
+        images[0, 1, 2, 3] = value  # in the very array that was answered
+        with pytest.raises(InputError, match="NaN or infinity"):
+            engine.infer(images)
+        images[0, 1, 2, 3] = 1
+        np.testing.assert_array_equal(engine.infer(images), expected)
+
+
+def test_pinned_threads_are_an_option_that_is_off(backend, hand_bundle):
+    """And one that makes another artifact, so that nobody loads it by accident."""
+    request = CompileRequest(subnet="s50")
+    pinned = msgspec.structs.replace(request, pinned=True)
+    assert [openvino._options(r)["ENABLE_CPU_PINNING"] for r in (request, pinned)] == [False, True]
+    artifact = backend.build(hand_bundle, pinned)
+    assert artifact.key != backend.build(hand_bundle, request).key
+    with contextlib.closing(backend.load(artifact)) as engine:
+        assert np.isfinite(engine.infer(np.ones((1, 2, 6, 5), np.float32))).all()
+    with pytest.raises(InputError, match="pinned"):
+        requests.checked(hand_bundle, pinned, ("f32",))  # as a backend does that cannot pin
 
 
 def test_the_artifact_shares_the_export_and_compiles_without_weights(backend, hand_bundle):
