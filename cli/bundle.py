@@ -25,7 +25,12 @@ def command() -> None:
 
 @command.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True), help="Write the manifest.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Write the manifest and what subnets add.",
+)
 def show(bundle: Path, json_file: str | None) -> None:
     """Architecture, subnets, accuracy and exports of BUNDLE."""
     from cli._output import emit_json
@@ -33,7 +38,10 @@ def show(bundle: Path, json_file: str | None) -> None:
 
     opened = Bundle.open(bundle)
     if json_file:
-        emit_json(json_file, opened.manifest)
+        import msgspec
+
+        added, full = opened.added()
+        emit_json(json_file, {**msgspec.to_builtins(opened.manifest), "numbers": {"full": full, "added": added}})
     if json_file != "-":
         print_bundle(opened)
 
@@ -71,8 +79,9 @@ def print_bundle(bundle: Bundle, out: Console | None = None) -> None:
         table.add_row(entry.name, *row, formats)
     out = out or console()
     out.print(table)
-    shared, private = bundle.sizes()
+    added, full_size = bundle.added()
+    what = " and ".join(f"{count / 1e3:.1f} k of {kind}" for kind, count in added.items() if count) or "nothing"
     out.print(
-        f"Shared weights {shared / 1e3:.1f} k numbers; {len(bundle.ladder)} subnets add {private / 1e3:.1f} k "
-        f"of batch-norm, {private / (shared + private):.1%} of the whole. Key {bundle.key}."
+        f"The full network is {full_size / 1e3:.1f} k numbers; the smaller subnets ({len(bundle.ladder) - 1}) add "
+        f"{what}, {sum(added.values()) / full_size:.1%} of its size. Key {bundle.key}."
     )

@@ -4,6 +4,8 @@
   with the parameter-free ``pad`` shortcut (option A) or the ``conv`` shortcut (option B).
 * ``resnet18``, ``resnet34``, ``resnet50``: the ImageNet ResNets, with the parameter names torchvision uses.
 * ``tinynet``: a small residual network for 16 x 16 images, for the demo and for tests.
+* ``package.module:factory``: a user's own network, once :func:`register` has been told what builds it. Gearshift never
+  imports such a module because a bundle names it, only because the user does (:mod:`subnets.modules`).
 
 Knows nothing of subnets: widths are cut by :mod:`subnets.supernet` from the traced graph, not here.
 """
@@ -182,7 +184,9 @@ def _tinynet(num_classes: int = 10, in_channels: int = 1, width: int = 32, short
     return ResNet(BasicBlock, (1, 1, 1), widths, num_classes=num_classes, in_channels=in_channels, shortcut=shortcut)
 
 
-ARCHITECTURES: Mapping[str, Callable[..., ResNet]] = {
+Factory = Callable[..., nn.Module]
+
+ARCHITECTURES: Mapping[str, Factory] = {
     **{f"resnet{depth}": _cifar(depth) for depth in (20, 32, 44, 56, 110)},
     "resnet18": _imagenet(BasicBlock, (2, 2, 2, 2)),
     "resnet34": _imagenet(BasicBlock, (3, 4, 6, 3)),
@@ -191,12 +195,44 @@ ARCHITECTURES: Mapping[str, Callable[..., ResNet]] = {
 }
 
 
-def build(name: str, **arguments: Any) -> ResNet:
-    """The network of that name with fresh weights.
+def take_any_layout(network: nn.Module) -> nn.Module:
+    """Has a user's network see its images in torch's plain memory layout; batches arrive channels-last.
+
+    Code that flattens with ``view`` fails on a channels-last activation. Networks of :data:`ARCHITECTURES` stay as they
+    are, and doing it twice does no harm.
+    """
+    if not isinstance(network, ResNet) and _contiguous not in network._forward_pre_hooks.values():
+        network.register_forward_pre_hook(_contiguous)
+    return network
+
+
+def _contiguous(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    # A clone: contiguous() leaves the strides of one-channel images, which are both layouts at once, as they are.
+    plain = torch.contiguous_format
+    return tuple(value.clone(memory_format=plain) if isinstance(value, Tensor) else value for value in inputs)
+
+
+_own: dict[str, Factory] = {}  # networks of the user's, by the name their bundles carry
+
+
+def register(name: str, factory: Factory) -> None:
+    """Lets :func:`build` make a user's own network in this process.
+
+    Args:
+        name: as in the bundle, ``package.module:factory``.
+        factory: called with the architecture's arguments, returns the full network.
+    """
+    _own[name] = factory
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    """The network of that name, with whatever weights its builder gives it.
 
     Raises:
-        InputError: the name or an argument is unknown.
+        InputError: the name or an argument is unknown, or it is a user's own network and was not registered.
     """
+    if ":" in name:
+        return _build_own(name, arguments)
     if name not in ARCHITECTURES:
         near = difflib.get_close_matches(name, ARCHITECTURES, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(ARCHITECTURES)}"
@@ -209,6 +245,21 @@ def build(name: str, **arguments: Any) -> ResNet:
         raise InputError(f"architecture '{name}' does not take these arguments: {error}") from None
 
 
+def _build_own(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    if name not in _own:
+        raise InputError(
+            f"this network is built by '{name}', code that comes with no bundle and runs only when you name it: "
+            f"add --module {name} (in Python: subnets.modules.use('{name}')); exports made before work without it"
+        )
+    try:
+        network = _own[name](**arguments)
+    except Exception as error:  # it is the user's code, anything may come
+        raise InputError(f"'{name}' failed with arguments {dict(arguments)}: {type(error).__name__}: {error}") from None
+    if not isinstance(network, nn.Module):
+        raise InputError(f"'{name}' returns a {type(network).__name__}; it must return a torch.nn.Module")
+    return take_any_layout(network)
+
+
 # Other people's names for the same tensors (akamaster's and chenyaofo's CIFAR ResNets).
 _ALIASES = (("linear.", "fc."), ("shortcut.", "downsample."))
 
@@ -216,8 +267,8 @@ _ALIASES = (("linear.", "fc."), ("shortcut.", "downsample."))
 def load_weights(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
     """Copies a state dict into ``network``, undoing common wrappers and names.
 
-    Accepts ``{"state_dict": ...}`` and ``{"model": ...}`` wrappers, ``module.`` prefixes of DataParallel, and
-    ``linear``/``shortcut`` for ``fc``/``downsample``. ``source`` names the file in errors.
+    Accepts ``{"state_dict": ...}`` and ``{"model": ...}`` wrappers, the prefixes of DataParallel and ``torch.compile``,
+    and ``linear``/``shortcut`` for ``fc``/``downsample``. ``source`` names the file in errors.
 
     Raises:
         InputError: tensors are missing, left over or of another shape.
@@ -225,17 +276,12 @@ def load_weights(network: nn.Module, state: Mapping[str, Any], source: str) -> N
     for wrapper in ("state_dict", "model", "net"):
         if isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
+    own = network.state_dict()
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            continue
-        name = name.removeprefix("module.")
-        for theirs, ours in _ALIASES:
-            if name.startswith(theirs):
-                name = ours + name.removeprefix(theirs)
-            name = name.replace(f".{theirs}", f".{ours}")
-        tensors[name] = value
-    own = network.state_dict()
+        if isinstance(name, str) and isinstance(value, Tensor):
+            bare = name if name in own else name.removeprefix("_orig_mod.").removeprefix("module.")
+            tensors[bare if bare in own else _own_name(bare)] = value
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
     extra = [name for name in tensors if name not in own]
     wrong = [name for name, value in tensors.items() if name in own and own[name].shape != value.shape]
@@ -249,3 +295,12 @@ def load_weights(network: nn.Module, state: Mapping[str, Any], source: str) -> N
             what = f"'{extra[0]}' has no place in the network ({len(extra)} tensors have none)"
         raise InputError(f"{source}: this checkpoint is of another architecture: {what}; name the right --arch")
     network.load_state_dict({**own, **tensors})
+
+
+def _own_name(name: str) -> str:
+    """What a tensor of somebody else's checkpoint is called here."""
+    for theirs, ours in _ALIASES:
+        if name.startswith(theirs):
+            name = ours + name.removeprefix(theirs)
+        name = name.replace(f".{theirs}", f".{ours}")
+    return name

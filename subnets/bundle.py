@@ -30,7 +30,7 @@ from safetensors.numpy import save_file
 
 from subnets.data import normalise
 from subnets.errors import InputError
-from subnets.spec import ChannelGroup, Ladder, SubnetSpec, cuts, slice_tensor
+from subnets.spec import ChannelGroup, Ladder, SubnetSpec, cuts, kept_length, slice_tensor
 
 SCHEMA = 1
 _MAX_MANIFEST_BYTES = 16 * 2**20
@@ -45,7 +45,10 @@ class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Architecture(Strict, frozen=True, kw_only=True):
-    """How to build the full network: a name in :mod:`subnets.architectures` and its arguments."""
+    """How to build the full network: a name in :mod:`subnets.architectures` and its arguments.
+
+    A name with a colon, ``package.module:factory``, is a user's own code, which opening a bundle never imports.
+    """
 
     name: str
     arguments: dict[str, Any] = {}
@@ -94,7 +97,7 @@ class Export(Strict, frozen=True, kw_only=True):
     """One subnet in a portable form: relative file names and their SHA-256, the one to open first."""
 
     subnet: str
-    format: str  # "openvino" or "onnx"
+    format: str  # "openvino", "openvino-int8", "onnx" or "module"
     files: dict[str, str]
 
 
@@ -161,17 +164,26 @@ class Bundle:
         self.ladder.named(subnet)
         return next(entry for entry in self.manifest.subnets if entry.name == subnet)
 
-    def sizes(self) -> tuple[int, int]:
-        """How many numbers all subnets share, and how many are private to one (batch-norm)."""
-        shared = private = 0
+    def added(self) -> tuple[dict[str, int], int]:
+        """What the smaller subnets add to the full network, in numbers stored.
+
+        Returns:
+            ({"batch-norm": numbers, "heads": numbers}, numbers of the full network with its own batch-norm). What is
+            private to the largest subnet is part of the full network.
+        """
+        full, sizes = self.ladder.names[-1], {}
         with safe_open(self.path / "weights.safetensors", framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
-                count = int(np.prod(file.get_slice(name).get_shape()))
-                if "/" in name:
-                    private += count
-                else:
-                    shared += count
-        return shared, private
+                sizes[name] = int(np.prod(file.get_slice(name).get_shape()))
+        added, whole = {"batch-norm": 0, "heads": 0}, 0
+        for name, count in sizes.items():
+            subnet, slash, _ = name.partition("/")
+            if not slash or subnet == full:
+                whole += count
+            else:
+                norm = f"{name.rpartition('.')[0]}.running_var" in sizes
+                added["batch-norm" if norm else "heads"] += count
+        return added, whole
 
     def export(self, subnet: str, format: str) -> Path | None:
         """The first file of a subnet's export, or None where the bundle carries none."""
@@ -399,8 +411,10 @@ def _check_shapes(bundle: Bundle) -> None:
             if private not in shapes and name not in shapes:
                 raise InputError(f"{file}: tensor '{name}' of subnet '{spec.name}' is missing; get the bundle again")
             shape = shapes.get(private, shapes.get(name, ()))
-            for axis, count in kept.items():
-                fits = axis < len(shape) and (shape[axis] == count if private in shapes else shape[axis] >= count)
+            for axis, entries in kept.items():
+                count = kept_length(entries)
+                reach = entries if isinstance(entries, int) else entries[-1][1]
+                fits = axis < len(shape) and (shape[axis] == count if private in shapes else shape[axis] >= reach)
                 if not fits:
                     which = private if private in shapes else name
                     raise InputError(

@@ -1,13 +1,15 @@
 """Which tensor axes must be cut together, found by tracing the network's graph.
 
 :func:`trace` follows the channel axis of every activation through ``torch.fx``. A convolution starts a new axis; what
-keeps channels apart (batch-norm, activations, pooling, depthwise convolutions) extends it; an addition ties two axes
-into one. Axes that reach the network's input or output cannot be cut; every other one is a channel group.
+keeps channels apart (batch-norm, activations, pooling, depthwise convolutions) extends it; an addition or a product of
+two activations ties two axes into one; a concatenation lays axes behind one another. Axes that reach the network's
+input or output cannot be cut; every other one is a channel group.
 
 The parameter-free pad shortcut is a fixed index map between two groups: its 0/1 matrix is permuted and cut like a
 weight, so sorting the stages on both sides keeps every channel's path.
 
-Knows nothing of importance or widths; :class:`Traced` counts MACs and parameters for any widths.
+:func:`trace_with` does so with the grouper of the user's choice; whether what it found holds is shown by
+:mod:`subnets.proof`. Knows nothing of importance or widths; :class:`Traced` counts MACs and parameters for any widths.
 """
 
 from __future__ import annotations
@@ -23,20 +25,29 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from subnets.architectures import PadShortcut
 from subnets.errors import InputError
-from subnets.spec import ChannelGroup, Member, SubnetSpec, cuts
+from subnets.spec import ChannelGroup, Member, SubnetSpec, cuts, kept_length
+
+GROUPERS = ("fx", "torch-pruning")
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
-    """A convolution or linear layer's cost: ``macs = per_pair * inputs * outputs`` (depthwise: ``* outputs``)."""
+    """A convolution or linear layer's cost: ``macs = per_pair * inputs * outputs`` (depthwise: ``* outputs``).
+
+    ``sources`` are the groups that the inputs come from, with the number of inputs that each of their channels gives.
+    """
 
     name: str
     per_pair: int
     inputs: int
     outputs: int
-    input_group: str | None
-    output_group: str | None
-    input_repeat: int = 1
-    depthwise: bool = False
+    sources: tuple[tuple[str, int], ...] = ()
+    output_group: str | None = None
+    depthwise: bool = False  # then sources counts outputs, and output_group says nothing
+
+    @property
+    def input_group(self) -> str | None:
+        """The group that the inputs come from; None where there is none, or more than one."""
+        return self.sources[0][0] if len(self.sources) == 1 else None
 
 
 class Traced(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,11 +71,11 @@ class Traced(msgspec.Struct, frozen=True, kw_only=True):
 
     def macs(self, widths: Mapping[str, int]) -> int:
         """Multiply-accumulates of convolutions and linear layers for one image."""
-        total = 0
+        total, full = 0, self.full
         for layer in self.layers:
             outputs = widths[layer.output_group] if layer.output_group else layer.outputs
-            inputs = widths[layer.input_group] * layer.input_repeat if layer.input_group else layer.inputs
-            total += layer.per_pair * outputs * (1 if layer.depthwise else inputs)
+            gone = sum((full[group] - widths[group]) * repeat for group, repeat in layer.sources)
+            total += layer.per_pair * (layer.outputs - gone if layer.depthwise else outputs * (layer.inputs - gone))
         return total
 
     def parameter_count(self, widths: Mapping[str, int]) -> int:
@@ -74,7 +85,7 @@ class Traced(msgspec.Struct, frozen=True, kw_only=True):
         for name, shape in self.parameters.items():
             size = 1
             for axis, length in enumerate(shape):
-                size *= kept.get(name, {}).get(axis, length)
+                size *= kept_length(kept.get(name, {}).get(axis, length))
             total += size
         return total
 
@@ -94,6 +105,10 @@ class _Axis:
         return axis
 
 
+_Layout = tuple[tuple[_Axis, int], ...]
+"""How an activation's channels lie: axes behind one another, each with its consecutive entries per channel."""
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, PadShortcut) or super().is_leaf_module(module, name)
@@ -104,30 +119,81 @@ _KEEPING_MODULES = (
     nn.ReLU6,
     nn.SiLU,
     nn.GELU,
+    nn.ELU,
+    nn.SELU,
+    nn.Mish,
+    nn.Tanh,
+    nn.Softplus,
     nn.Hardswish,
     nn.Hardsigmoid,
+    nn.Hardtanh,
     nn.Sigmoid,
     nn.LeakyReLU,
     nn.Identity,
     nn.Dropout,
+    nn.Dropout2d,
     nn.MaxPool2d,
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool2d,
+    nn.ZeroPad2d,
+    nn.ReflectionPad2d,
+    nn.Upsample,
 )
 _KEEPING_FUNCTIONS = {
     torch.relu,
     torch.sigmoid,
+    torch.tanh,
+    torch.clamp,
+    torch.squeeze,
+    torch.unsqueeze,
+    torch.mean,
+    torch.sum,
+    torch.amax,
     nn.functional.relu,
     nn.functional.relu6,
     nn.functional.silu,
+    nn.functional.gelu,
+    nn.functional.elu,
+    nn.functional.mish,
+    nn.functional.leaky_relu,
+    nn.functional.hardswish,
+    nn.functional.hardsigmoid,
+    nn.functional.hardtanh,
     nn.functional.dropout,
+    nn.functional.dropout2d,
     nn.functional.max_pool2d,
     nn.functional.avg_pool2d,
     nn.functional.adaptive_avg_pool2d,
+    nn.functional.adaptive_max_pool2d,
+    nn.functional.pad,
+    nn.functional.interpolate,
 }
-_KEEPING_METHODS = {"relu", "contiguous", "clone", "sigmoid"}
-_ADDITIONS = {operator.add, operator.iadd, torch.add}
+_KEEPING_METHODS = {"relu", "contiguous", "clone", "sigmoid", "tanh", "clamp", "squeeze", "unsqueeze"}
+_KEEPING_METHODS |= {"mean", "sum", "amax"}
+_REDUCTIONS = {torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"}
+_PIXELS = ((2, 3), (-2, -1), (3, 2), (-1, -2))
+_ADDITIONS = {operator.add, operator.iadd, torch.add, operator.sub, operator.isub, torch.sub, "add", "add_", "sub"}
+_PRODUCTS = {operator.mul, operator.imul, torch.mul, operator.truediv, torch.div, "mul", "mul_", "div"}
+_CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
+_POSITIONAL = {"chunk", "split", "tensor_split", "unbind", "narrow", "getitem", "pixel_shuffle", "channel_shuffle"}
+_EXAMPLES = 2  # images in the traced batch: more than one, so that no axis of length 1 is taken for the batch
+
+
+def trace_with(grouper: str, network: nn.Module, input_shape: tuple[int, int, int]) -> Traced:
+    """The channel groups of ``network``, found by a grouper of :data:`GROUPERS`.
+
+    Raises:
+        InputError: the grouper is unknown, or it cannot follow the network's channels.
+        UnavailableError: it is not installed.
+    """
+    if grouper == "fx":
+        return trace(network, input_shape)
+    if grouper == "torch-pruning":
+        from subnets import depgraph
+
+        return depgraph.trace(network, input_shape)
+    raise InputError(f"grouper '{grouper}' is unknown; use one of {', '.join(GROUPERS)}")
 
 
 def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Traced:
@@ -138,7 +204,8 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Traced:
         input_shape: (channels, height, width) of one image.
 
     Raises:
-        InputError: the graph holds an operation whose channels cannot be followed; the message names it.
+        InputError: the network does not take such images, or its graph holds an operation whose channels cannot be
+            followed; the message names it.
     """
     return _Walk(network, input_shape).traced()
 
@@ -153,18 +220,13 @@ class _Walk:
         self.network = network
         self.module = fx.GraphModule(network, graph)
         self.input_shape = input_shape
-        self.axes: dict[fx.Node, tuple[_Axis, int]] = {}  # node -> (axis, entries per channel)
+        self.layouts: dict[fx.Node, _Layout] = {}
         self.all: list[_Axis] = []
-        self.costs: list[tuple[Layer, _Axis, _Axis]] = []
+        self.costs: list[tuple[Layer, _Layout, _Layout]] = []
         self.seen: set[int] = set()  # ids of the parameters met so far
 
     def traced(self) -> Traced:
-        mode = self.network.training
-        self.network.eval()
-        with torch.no_grad():
-            device = next(self.network.parameters()).device
-            ShapeProp(self.module).propagate(torch.zeros(1, *self.input_shape, device=device))
-        self.network.train(mode)
+        self._propagate_shapes()
         for node in self.module.graph.nodes:
             self._visit(node)
         groups: dict[_Axis, str] = {}
@@ -174,38 +236,65 @@ class _Walk:
                 groups[axis] = axis.name
                 members = tuple(sorted(set(axis.members)))
                 found.append(ChannelGroup(name=axis.name, width=axis.width, members=members, coupled=axis.coupled))
-        layers = tuple(
-            msgspec.structs.replace(layer, input_group=groups.get(a.root()), output_group=groups.get(b.root()))
-            for layer, a, b in self.costs
-        )
+        layers = []
+        for layer, inputs, outputs in self.costs:
+            sources = tuple((groups[axis.root()], repeat) for axis, repeat in inputs if axis.root() in groups)
+            made = None if layer.depthwise else groups.get(outputs[0][0].root())
+            layers.append(msgspec.structs.replace(layer, sources=sources, output_group=made))
         shapes = {name: tuple(value.shape) for name, value in self.network.named_parameters()}
-        return Traced(groups=tuple(found), layers=layers, parameters=shapes)
+        return Traced(groups=tuple(found), layers=tuple(layers), parameters=shapes)
+
+    def _propagate_shapes(self) -> None:
+        mode = self.network.training
+        self.network.eval()
+        device = next(self.network.parameters()).device
+        try:
+            with torch.no_grad():
+                ShapeProp(self.module).propagate(torch.zeros(_EXAMPLES, *self.input_shape, device=device))
+        except Exception as error:  # whatever the network's layers raise
+            # fx adds its own notes behind the first line; the cause has the layer's own words.
+            why = str(error.__cause__ or error).splitlines()[0]
+            shape = " x ".join(map(str, self.input_shape))
+            raise InputError(f"the network does not take images of shape {shape} ({why})") from None
+        finally:
+            self.network.train(mode)
 
     def _visit(self, node: fx.Node) -> None:
         if node.op == "placeholder":
-            self.axes[node] = (self._new(f"input {node.name}", self.input_shape[0], fixed=True), 1)
+            self.layouts[node] = ((self._new(f"input {node.name}", self.input_shape[0], fixed=True), 1),)
         elif node.op == "output":
             for source in node.all_input_nodes:
-                self.axes[source][0].root().fixed = True
+                for axis, _ in self._layout(source):
+                    axis.fixed = True
         elif node.op == "call_module":
             self._visit_module(node, str(node.target), self.module.get_submodule(str(node.target)))
-        elif node.op == "call_function" and node.target in _ADDITIONS:
-            self._add(node)
-        elif (node.op == "call_function" and node.target is torch.flatten) or (
-            node.op == "call_method" and node.target == "flatten"
-        ):
+        elif "tensor_meta" not in node.meta:
+            return  # a size, or arithmetic with sizes
+        elif node.op == "get_attr":
+            raise self._refuse(node)
+        elif node.target in _ADDITIONS:
+            self._join(node, couple=True)
+        elif node.target in _PRODUCTS:
+            self._join(node, couple=False)
+        elif node.target in _CONCATENATIONS:
+            self._concatenate(node)
+        elif node.target in (torch.flatten, "flatten"):
             self._flatten(node)
-        elif (
-            (node.op == "call_function" and node.target in _KEEPING_FUNCTIONS)
-            or (node.op == "call_method" and node.target in _KEEPING_METHODS)
-            or (node.op == "call_method" and node.target == "mean" and self._dims(node) in ((2, 3), (-2, -1), (-1, -2)))
-        ):
-            self.axes[node] = self._input(node)
+        elif node.target in ("view", "reshape", torch.reshape):
+            self._reshape(node)
+        elif node.target is operator.getitem:
+            self._index(node)
+        elif node.target in _KEEPING_FUNCTIONS or node.target in _KEEPING_METHODS:
+            if node.target in _REDUCTIONS and self._dims(node) not in _PIXELS:
+                raise self._refuse(node)
+            if node.target is nn.functional.pad and len(self._second(node, "pad")) > 4:  # it moves channels
+                raise self._refuse(node)
+            self._keep(node)
         else:
             raise self._refuse(node)
 
     def _visit_module(self, node: fx.Node, name: str, module: nn.Module) -> None:
-        axis, repeat = self._input(node)
+        layout = self._input(node)
         own = {id(value) for value in module.parameters()}
         if own & self.seen:
             raise InputError(
@@ -214,114 +303,163 @@ class _Walk:
             )
         self.seen |= own
         if isinstance(module, nn.Conv2d):
-            self._convolution(node, name, module, axis)
+            self._convolution(node, name, module, layout)
         elif isinstance(module, nn.Linear):
-            if len(self._source(node).meta["tensor_meta"].shape) != 2:  # it would act on the image's columns
+            if len(self._shape(self._source(node))) != 2:  # it would act on the image's columns
                 raise self._refuse(node)
-            axis.root().members.append(Member(f"{name}.weight", 1, repeat))
+            self._own(layout, f"{name}.weight", 1)
             out = self._produce(node, name, module, module.out_features)
-            layer = Layer(
-                name=name,
-                per_pair=1,
-                inputs=module.in_features,
-                outputs=module.out_features,
-                input_group=None,
-                output_group=None,
-                input_repeat=repeat,
-            )
-            self.costs.append((layer, axis, out))
+            layer = Layer(name=name, per_pair=1, inputs=module.in_features, outputs=module.out_features)
+            self.costs.append((layer, layout, out))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             for tensor in ("weight", "bias", "running_mean", "running_var"):
                 if getattr(module, tensor, None) is not None:
-                    axis.root().members.append(Member(f"{name}.{tensor}", 0, repeat))
-            self.axes[node] = (axis, repeat)
+                    self._own(layout, f"{name}.{tensor}", 0)
+            self.layouts[node] = layout
         elif isinstance(module, PadShortcut):
-            axis.root().members.append(Member(f"{name}.select", 1))
-            out = self._new(name, module.select.shape[0])
-            out.members.append(Member(f"{name}.select", 0))
-            self.axes[node] = (out, 1)
+            self._own(layout, f"{name}.select", 1)
+            axis = self._new(name, module.select.shape[0])
+            axis.members.append(Member(f"{name}.select", 0))
+            self.layouts[node] = ((axis, 1),)
+        elif isinstance(module, nn.PReLU):
+            if module.num_parameters > 1:
+                self._own(layout, f"{name}.weight", 0)
+            self._keep(node)
         elif isinstance(module, nn.Flatten):
             self._flatten(node)
         elif isinstance(module, _KEEPING_MODULES):
-            self.axes[node] = (axis, repeat)
+            self._keep(node)
         else:
             raise self._refuse(node)
 
-    def _convolution(self, node: fx.Node, name: str, module: nn.Conv2d, axis: _Axis) -> None:
-        shape = node.meta["tensor_meta"].shape
+    def _convolution(self, node: fx.Node, name: str, module: nn.Conv2d, layout: _Layout) -> None:
+        shape = self._shape(node)
         per_pair = int(shape[2] * shape[3] * module.kernel_size[0] * module.kernel_size[1])
-        depthwise = module.groups > 1
-        if depthwise:
-            if not module.groups == module.in_channels == module.out_channels:
+        layer = Layer(name=name, per_pair=per_pair, inputs=module.in_channels, outputs=module.out_channels)
+        if module.groups > 1:
+            if module.groups != module.in_channels:
                 raise self._refuse(node)
+            each = module.out_channels // module.groups
+            layout = tuple((axis, repeat * each) for axis, repeat in layout)
             for tensor in ("weight", "bias"):
                 if getattr(module, tensor) is not None:
-                    axis.root().members.append(Member(f"{name}.{tensor}", 0))
-            self.axes[node] = (axis, 1)
-            out = axis
+                    self._own(layout, f"{name}.{tensor}", 0)
+            self.layouts[node] = layout
+            self.costs.append((msgspec.structs.replace(layer, depthwise=True), layout, layout))
         else:
-            axis.root().members.append(Member(f"{name}.weight", 1))
-            out = self._produce(node, name, module, module.out_channels)
-        layer = Layer(
-            name=name,
-            per_pair=per_pair,
-            inputs=module.in_channels,
-            outputs=module.out_channels,
-            input_group=None,
-            output_group=None,
-            depthwise=depthwise,
-        )
-        self.costs.append((layer, axis, out))
+            self._own(layout, f"{name}.weight", 1)
+            self.costs.append((layer, layout, self._produce(node, name, module, module.out_channels)))
 
-    def _produce(self, node: fx.Node, name: str, module: nn.Module, width: int) -> _Axis:
+    def _produce(self, node: fx.Node, name: str, module: nn.Module, width: int) -> _Layout:
         out = self._new(name, width)
         out.members.append(Member(f"{name}.weight", 0))
         if getattr(module, "bias", None) is not None:
             out.members.append(Member(f"{name}.bias", 0))
-        self.axes[node] = (out, 1)
-        return out
+        self.layouts[node] = ((out, 1),)
+        return self.layouts[node]
 
-    def _add(self, node: fx.Node) -> None:
-        sources = node.all_input_nodes
-        if len(sources) == 1:  # a constant was added
-            self.axes[node] = self._input(node)
+    def _own(self, layout: _Layout, tensor: str, axis: int) -> None:
+        """Makes the entries of one tensor's axis members of the axes that they come from."""
+        length, start = sum(one.width * repeat for one, repeat in layout), 0
+        for one, repeat in layout:
+            shared = len(layout) > 1
+            one.members.append(
+                Member(tensor, axis, repeat, (start, length)) if shared else Member(tensor, axis, repeat)
+            )
+            start += one.width * repeat
+
+    def _join(self, node: fx.Node, *, couple: bool) -> None:
+        """An operation on two activations, channel by channel: both get the same channels."""
+        sources = [source for source in node.all_input_nodes if source in self.layouts]
+        if len(sources) == 1:  # with itself or a constant
+            self._keep(node)
             return
-        if len(sources) != 2:
+        if len(sources) != 2 or len(self._shape(sources[0])) != len(self._shape(sources[1])):
             raise self._refuse(node)
-        (first, repeat), (second, other_repeat) = self.axes[sources[0]], self.axes[sources[1]]
-        first, second = first.root(), second.root()
-        if repeat != other_repeat or first.width != second.width:
+        one, other = self._layout(sources[0]), self._layout(sources[1])
+        if [(axis.width, repeat) for axis, repeat in one] != [(axis.width, repeat) for axis, repeat in other]:
             raise self._refuse(node)
-        if first is not second:
-            if self.all.index(second) < self.all.index(first):
-                first, second = second, first
-            second.parent = first
-            first.members += second.members
-            first.fixed = first.fixed or second.fixed
-        first.coupled = True
-        self.axes[node] = (first, repeat)
+        for (first, _), (second, _) in zip(one, other, strict=True):
+            self._merge(first.root(), second.root())
+            first.root().coupled |= couple
+        self.layouts[node] = self._layout(sources[0])
+
+    def _merge(self, first: _Axis, second: _Axis) -> None:
+        if first is second:
+            return
+        if self.all.index(second) < self.all.index(first):
+            first, second = second, first
+        second.parent = first
+        first.members += second.members
+        first.fixed |= second.fixed
+        first.coupled |= second.coupled
+
+    def _concatenate(self, node: fx.Node) -> None:
+        parts: Any = node.args[0] if node.args else node.kwargs.get("tensors")
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+        if dim not in (1, 1 - len(self._shape(node))) or not all(part in self.layouts for part in parts):
+            raise self._refuse(node)
+        self.layouts[node] = tuple(piece for part in parts for piece in self._layout(part))
 
     def _flatten(self, node: fx.Node) -> None:
-        axis, repeat = self._input(node)
-        before = self._source(node).meta["tensor_meta"].shape
-        after = node.meta["tensor_meta"].shape
-        if len(after) != 2:
+        before, after = self._shape(self._source(node)), self._shape(node)
+        if len(after) != 2 or after[0] != before[0]:
             raise self._refuse(node)
         pixels = 1
         for length in before[2:]:
             pixels *= int(length)
-        self.axes[node] = (axis, repeat * pixels)
+        self.layouts[node] = tuple((axis, repeat * pixels) for axis, repeat in self._input(node))
+
+    def _reshape(self, node: fx.Node) -> None:
+        sizes: Any = node.args[1:] if len(node.args) > 1 else (node.kwargs.get("shape", ()),)
+        if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
+            sizes = sizes[0]
+        if len(sizes) < 2 or (isinstance(sizes[1], int) and sizes[1] != -1):  # a width written into the code
+            raise self._refuse(node)
+        if len(self._shape(node)) == 2:
+            self._flatten(node)
+        else:
+            self._keep(node)
+
+    def _index(self, node: fx.Node) -> None:
+        whole, index = slice(None), node.args[1]
+        if not isinstance(index, tuple) or len(index) < 2 or index[0] != whole or index[1] != whole:
+            raise self._refuse(node)
+        self._keep(node)
+
+    def _keep(self, node: fx.Node) -> None:
+        """An operation that leaves every channel where it is."""
+        if self._shape(node)[:2] != self._shape(self._source(node))[:2]:
+            raise self._refuse(node)
+        self.layouts[node] = self._input(node)
 
     def _dims(self, node: fx.Node) -> Any:
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        dims = self._second(node, "dim")
         return tuple(dims) if isinstance(dims, list | tuple) else dims
 
-    def _source(self, node: fx.Node) -> fx.Node:
-        return node.all_input_nodes[0]
+    def _second(self, node: fx.Node, name: str) -> Any:
+        """The argument after the activation."""
+        return node.args[1] if len(node.args) > 1 else node.kwargs.get(name)
 
-    def _input(self, node: fx.Node) -> tuple[_Axis, int]:
-        axis, repeat = self.axes[self._source(node)]
-        return axis.root(), repeat
+    def _source(self, node: fx.Node) -> fx.Node:
+        for source in node.all_input_nodes:
+            if source in self.layouts:
+                return source
+        raise self._refuse(node)
+
+    def _shape(self, node: fx.Node) -> tuple[int, ...]:
+        shape = getattr(node.meta.get("tensor_meta"), "shape", None)
+        if shape is None:  # several tensors
+            raise self._refuse(node)
+        return tuple(int(length) for length in shape)
+
+    def _input(self, node: fx.Node) -> _Layout:
+        return self._layout(self._source(node))
+
+    def _layout(self, node: fx.Node) -> _Layout:
+        if node not in self.layouts:
+            raise self._refuse(node)
+        return tuple((axis.root(), repeat) for axis, repeat in self.layouts[node])
 
     def _new(self, name: str, width: int, *, fixed: bool = False) -> _Axis:
         axis = _Axis(name, width, fixed=fixed)
@@ -329,9 +467,14 @@ class _Walk:
         return axis
 
     def _refuse(self, node: fx.Node) -> InputError:
-        what = type(self.module.get_submodule(str(node.target))).__name__ if node.op == "call_module" else node.target
-        what = getattr(what, "__name__", what)
+        what: Any = node.target
+        if node.op == "call_module":
+            what = type(self.module.get_submodule(str(node.target)))
+        name = str(getattr(what, "__name__", what))
+        why = ", which picks them by their place while sorting moves them" if name in _POSITIONAL else ""
+        if name in ("view", "reshape"):
+            why = ", which must take the number of channels from its input and keep them apart"
         return InputError(
-            f"channels cannot be followed through '{what}' (graph node '{node.name}'); "
-            "Gearshift cuts convolutions, linear layers, batch-norm, activations, pooling and additions"
+            f"channels cannot be followed through '{name}' (graph node '{node.name}'){why}; Gearshift cuts "
+            "convolutions, linear layers, batch-norm, activations, pooling, additions, products and concatenations"
         )

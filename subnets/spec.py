@@ -3,8 +3,9 @@
 * :class:`Member`, :class:`ChannelGroup`: tensor axes that are cut together.
 * :class:`SubnetSpec`: one width per channel group.
 * :class:`Ladder`: subnets from smallest to largest, each nested in the next.
+* :func:`cuts`, :func:`slice_tensor`, :func:`own_entries`: from widths to the entries of each tensor that stay.
 
-Channels are sorted by importance once, so a width ``w`` always means *the first w channels*. Knows nothing of torch:
+Channels are sorted by importance once, so a width ``w`` always means *the first w channels*. Needs no torch:
 :func:`slice_tensor` works on numpy arrays and on tensors alike.
 """
 
@@ -14,16 +15,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from subnets.errors import InputError
 
+Kept = int | tuple[tuple[int, int], ...]
+"""What stays of an axis: its first so many entries or, where groups lie behind one another, these (start, stop)."""
+
 
 class Member(msgspec.Struct, frozen=True, order=True):
-    """One axis of one tensor; ``repeat`` consecutive entries belong to each channel (a flattened map, usually 1)."""
+    """One axis of one tensor; ``repeat`` consecutive entries belong to each channel (a flattened map, usually 1).
+
+    Where a concatenation puts several groups on one axis, ``part`` is (this group's first entry, entries in all).
+    """
 
     tensor: str
     axis: int
     repeat: int = 1
+    part: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET  # unset: the group has the axis to itself
+
+    @property
+    def start(self) -> int:
+        """The group's first entry on the axis."""
+        return self.part[0] if self.part else 0
 
 
 class ChannelGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,13 +120,14 @@ class Ladder(Sequence[SubnetSpec]):
         raise InputError(f"subnet '{name}' is not in this bundle; it has {', '.join(self.names)}")
 
 
-def cuts(groups: Sequence[ChannelGroup], spec: SubnetSpec) -> dict[str, dict[int, int]]:
+def cuts(groups: Sequence[ChannelGroup], spec: SubnetSpec) -> dict[str, dict[int, Kept]]:
     """{tensor: {axis: entries kept}} for every tensor that some group touches.
 
     Raises:
-        InputError: the spec lacks a group or asks for more channels than it has.
+        InputError: the spec lacks a group or asks for more channels than it has, or two groups claim the same entries.
     """
-    kept: dict[str, dict[int, int]] = {}
+    kept: dict[str, dict[int, Kept]] = {}
+    leaving: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
     for group in groups:
         width = spec.widths.get(group.name)
         if width is None or not 1 <= width <= group.width:
@@ -120,15 +135,54 @@ def cuts(groups: Sequence[ChannelGroup], spec: SubnetSpec) -> dict[str, dict[int
                 f"subnet '{spec.name}': group '{group.name}' needs 1 to {group.width} channels, has {width}"
             )
         for member in group.members:
-            kept.setdefault(member.tensor, {})[member.axis] = width * member.repeat
+            stop = member.start + width * member.repeat
+            if member.part:
+                gone = (stop, member.start + group.width * member.repeat)
+                leaving.setdefault((member.tensor, member.axis, member.part[1]), []).append(gone)
+            else:
+                kept.setdefault(member.tensor, {})[member.axis] = stop
+    for (tensor, axis, length), ranges in leaving.items():
+        kept.setdefault(tensor, {})[axis] = _staying(ranges, length, tensor)
     return kept
 
 
-def slice_tensor(tensor: Any, kept: Mapping[int, int]) -> Any:
-    """The leading block of a tensor or array: a view, no copy."""
-    if not kept:
-        return tensor
-    index = [slice(None)] * tensor.ndim
-    for axis, count in kept.items():
-        index[axis] = slice(0, count)
-    return tensor[tuple(index)]
+def _staying(leaving: Sequence[tuple[int, int]], length: int, tensor: str) -> Kept:
+    """What is left of ``length`` entries without these ranges; entries of no group stay."""
+    pieces, start = [], 0
+    for first, stop in sorted(gone for gone in leaving if gone[0] < gone[1]):
+        if first < start or stop > length:
+            raise InputError(f"two channel groups claim the same entries of tensor '{tensor}'; get the bundle again")
+        pieces.append((start, first))
+        start = stop
+    pieces.append((start, length))
+    pieces = [piece for piece in pieces if piece[0] < piece[1]]
+    return pieces[0][1] if len(pieces) == 1 and pieces[0][0] == 0 else tuple(pieces)
+
+
+def kept_length(kept: Kept) -> int:
+    """How many entries stay."""
+    return kept if isinstance(kept, int) else sum(stop - start for start, stop in kept)
+
+
+def slice_tensor(tensor: Any, kept: Mapping[int, Kept]) -> Any:
+    """What stays of a tensor or array: a view, no copy; where ranges must be put together, a copy."""
+    for axis, entries in kept.items():
+        before = (slice(None),) * axis
+        if isinstance(entries, int):
+            tensor = tensor[(*before, slice(0, entries))]
+        else:
+            tensor = _joined([tensor[(*before, slice(start, stop))] for start, stop in entries], axis)
+    return tensor
+
+
+def own_entries(tensor: Any, member: Member, width: int) -> Any:
+    """The entries of a full tensor that belong to a group of ``width`` channels, in channel order: a view."""
+    return tensor[(*(slice(None),) * member.axis, slice(member.start, member.start + width * member.repeat))]
+
+
+def _joined(pieces: list[Any], axis: int) -> Any:
+    if isinstance(pieces[0], np.ndarray):
+        return np.concatenate(pieces, axis)
+    import torch
+
+    return torch.cat(pieces, axis)

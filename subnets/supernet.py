@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from subnets import architectures
-from subnets.bundle import Bundle
+from subnets.bundle import Architecture, Bundle
 from subnets.errors import InputError
 from subnets.importance import Scores
-from subnets.spec import ChannelGroup, Ladder, SubnetSpec, cuts, slice_tensor
+from subnets.spec import ChannelGroup, Kept, Ladder, SubnetSpec, cuts, own_entries, slice_tensor
 
 _Norm = nn.modules.batchnorm._BatchNorm
 
@@ -34,11 +34,11 @@ def sort_channels(network: nn.Module, groups: Sequence[ChannelGroup], scores: Sc
     for group in groups:
         order = scores[group.name].argsort(descending=True, stable=True)
         for member in group.members:
-            value = tensors[member.tensor]
+            own = own_entries(tensors[member.tensor], member, group.width)
             index = order
             if member.repeat > 1:
                 index = (order[:, None] * member.repeat + torch.arange(member.repeat)).flatten()
-            value.copy_(value.index_select(member.axis, index))
+            own.copy_(own.index_select(member.axis, index))
 
 
 @torch.no_grad()
@@ -64,9 +64,10 @@ def extract(network: nn.Module, groups: Sequence[ChannelGroup], spec: SubnetSpec
 def _resize(module: nn.Module) -> None:
     """Makes the layer's declared sizes agree with its weight's."""
     if isinstance(module, nn.Conv2d):
-        if module.groups > 1:
-            module.groups = module.in_channels = module.out_channels = module.weight.shape[0]
-        else:
+        if module.groups == module.in_channels > 1:  # depthwise, one or more outputs a channel
+            channels = module.weight.shape[0] * module.groups // module.out_channels
+            module.groups, module.in_channels, module.out_channels = channels, channels, module.weight.shape[0]
+        elif module.groups == 1:
             module.out_channels, module.in_channels = module.weight.shape[:2]
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
@@ -87,7 +88,7 @@ def norm_tensors(network: nn.Module) -> set[str]:
 
 
 class Supernet(nn.Module):
-    """The shared weights at full width and, per subnet, its own batch-norm (affine and statistics).
+    """The shared weights at full width and, per subnet, what is private to it: as a rule its batch-norm.
 
     A subnet runs as ``functional_call`` of a narrow template on views of the shared weights, so one optimizer step on
     any subnet is seen by all. Under ``torch.compile`` the slicing becomes part of the graph.
@@ -96,7 +97,8 @@ class Supernet(nn.Module):
         network: the full network, channels already sorted.
         groups: its channel groups.
         ladder: the subnets.
-        norms: per subnet ``{tensor name: value}``; by default the full network's, cut to size.
+        norms: per subnet ``{tensor name: value}`` of what is private; by default the full network's, cut to size.
+        private: names of the tensors that each subnet has for itself; by default all of batch-norm.
     """
 
     def __init__(
@@ -105,17 +107,18 @@ class Supernet(nn.Module):
         groups: Sequence[ChannelGroup],
         ladder: Ladder,
         norms: Mapping[str, Mapping[str, Tensor]] | None = None,
+        private: Set[str] | None = None,
     ) -> None:
         super().__init__()
         self.groups, self.ladder = tuple(groups), ladder
-        private = norm_tensors(network)
+        private = norm_tensors(network) if private is None else private
         buffers = dict(network.named_buffers())
         tensors = {**dict(network.named_parameters()), **buffers}
         self._private_names = tuple(name for name in tensors if name in private)
         self._shared_names = tuple(n for n in tensors if n not in private and not n.endswith("num_batches_tracked"))
         for name in self._shared_names:
             self._add(f"shared/{name}", tensors[name], buffer=name in buffers)
-        self._kept: dict[str, dict[str, dict[int, int]]] = {}
+        self._kept: dict[str, dict[str, dict[int, Kept]]] = {}
         templates: dict[str, nn.Module] = {}
         for spec in ladder:
             kept = self._kept[spec.name] = cuts(self.groups, spec)
@@ -182,7 +185,7 @@ class Supernet(nn.Module):
             for spec in self.ladder
             for name in self._private_names
         }
-        return {name: value.detach().contiguous().numpy() for name, value in {**shared, **private}.items()}
+        return {name: value.detach().cpu().contiguous().numpy() for name, value in {**shared, **private}.items()}
 
     @staticmethod
     def from_bundle(bundle: Bundle) -> Supernet:
@@ -193,7 +196,7 @@ class Supernet(nn.Module):
         """
         network = _full_network(bundle)
         tensors = {name: torch.from_numpy(value) for name, value in bundle.tensors().items()}
-        private = norm_tensors(network)
+        private = {name.partition("/")[2] for name in tensors if "/" in name} or norm_tensors(network)
         _fill(network, {name: value for name, value in tensors.items() if "/" not in name}, elsewhere=private)
         norms: dict[str, dict[str, Tensor]] = {name: {} for name in bundle.ladder.names}
         for name, value in tensors.items():
@@ -203,12 +206,25 @@ class Supernet(nn.Module):
         for subnet, found in norms.items():
             for name in sorted(private - found.keys()):
                 raise InputError(f"tensor '{subnet}/{name}' is missing in {bundle.path}; get the bundle again")
-        return Supernet(network, bundle.manifest.groups, bundle.ladder, norms)
+        return Supernet(network, bundle.manifest.groups, bundle.ladder, norms, private)
 
 
 def _full_network(bundle: Bundle) -> nn.Module:
     architecture = bundle.manifest.architecture
     return architectures.build(architecture.name, **architecture.arguments)
+
+
+def assemble(
+    architecture: Architecture, groups: Sequence[ChannelGroup], spec: SubnetSpec, tensors: Mapping[str, Tensor]
+) -> nn.Module:
+    """A plain network of one subnet's widths that holds copies of ``tensors``, in eval mode.
+
+    Raises:
+        InputError: the architecture cannot be built here, or the tensors do not fit it.
+    """
+    network = extract(architectures.build(architecture.name, **architecture.arguments), groups, spec)
+    _fill(network, tensors)
+    return network.eval()
 
 
 @torch.no_grad()
@@ -234,6 +250,5 @@ def open_network(bundle: Bundle, subnet: str) -> nn.Module:
     Raises:
         InputError: there is no such subnet, or the bundle's tensors do not fit its architecture.
     """
-    network = extract(_full_network(bundle), bundle.manifest.groups, bundle.ladder.named(subnet))
-    _fill(network, {name: torch.from_numpy(value) for name, value in bundle.tensors(subnet).items()})
-    return network.eval()
+    tensors = {name: torch.from_numpy(value) for name, value in bundle.tensors(subnet).items()}
+    return assemble(bundle.manifest.architecture, bundle.manifest.groups, bundle.ladder.named(subnet), tensors)

@@ -354,11 +354,56 @@ class TestSave:
         assert Bundle.open(tmp_path / "b").name == "again"
 
 
-def test_sizes_count_shared_and_private_numbers(tmp_path, tiny):
-    shared, private = tiny.sizes()
+def test_what_the_smaller_subnets_add_is_their_batch_norm(tiny):
+    added, whole = tiny.added()
     everything = tiny.tensors()
-    assert shared == sum(value.size for name, value in everything.items() if "/" not in name)
-    assert private == sum(value.size for name, value in everything.items() if "/" in name)
+    assert whole == sum(value.size for value in tiny.tensors("s100").values())
+    assert added["batch-norm"] == sum(v.size for name, v in everything.items() if name.startswith(("s30/", "s60/")))
+    assert added["heads"] == 0
+
+
+def test_a_head_of_a_subnets_own_is_counted_apart(tiny, resave):
+    tensors = tiny.tensors()
+    heads = {f"s30/fc.{name}": tiny.tensors("s30")[f"fc.{name}"] for name in ("weight", "bias")}
+    before, after = tiny.added()[0], resave(tiny, {**tensors, **heads}).added()[0]
+    assert after == {**before, "heads": sum(value.size for value in heads.values())}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "shares", "limit"),
+    [
+        ("resnet20", (3, 32, 32), [k / 9 for k in range(1, 10)], 0.08),
+        ("resnet18", (3, 64, 64), [0.2, 0.4, 0.66, 1.0], 0.01),
+    ],
+)
+def test_subnets_add_little_to_the_full_network(name, shape, shares, limit, tmp_path):
+    """Nine of ResNet-20 under 8 % of its size, four of ResNet-18 under 1 %, as 'gearshift bundle show' prints it."""
+    from subnets import architectures
+    from subnets.allocation import Limits, greedy
+    from subnets.groups import trace
+    from subnets.importance import norm_scores
+    from subnets.sampling import _entries
+    from subnets.supernet import Supernet
+
+    network = architectures.build(name, num_classes=10)
+    traced = trace(network, shape)
+    align = 2 if name == "resnet20" else 8
+    ladder = greedy(traced, norm_scores(network, traced), shares, Limits(align=align))
+    manifest = Manifest(
+        schema=SCHEMA,
+        name=name,
+        architecture=Architecture(name=name),
+        input=InputSpec(channels=3, height=shape[1], width=shape[2], mean=(0.5,) * 3, std=(0.25,) * 3),
+        labels=(),
+        groups=traced.groups,
+        subnets=_entries(traced, ladder),
+        weights_sha256="",
+    )
+    bundle = save(tmp_path / name, manifest, Supernet(network, traced.groups, ladder).tensors(), "card")
+    added, whole = bundle.added()
+    # Statistics and affine are four numbers a batch-norm channel, and every subnet but the full one adds its own.
+    norms = sum(4 * len(v) for n, v in bundle.tensors().items() if n.endswith("running_var") and "s100/" not in n)
+    assert added == {"batch-norm": norms, "heads": 0} and 0 < norms < limit * whole
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (7, 10), (9000, 10000), (10, 10)])

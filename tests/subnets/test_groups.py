@@ -6,8 +6,8 @@ from torch import nn
 
 from subnets import architectures
 from subnets.errors import InputError
-from subnets.groups import trace
-from subnets.spec import Member
+from subnets.groups import trace, trace_with
+from subnets.spec import Member, SubnetSpec
 from subnets.supernet import extract
 
 IMAGE = (1, 8, 8)
@@ -130,9 +130,12 @@ class _Net(nn.Module):
     ("body", "named"),
     [
         (lambda net, x: torch.cat([x.chunk(2, 1)[1], x.chunk(2, 1)[0]], 1), "chunk"),
-        (lambda net, x: torch.cat([x, x], 1)[:, :4], "cat"),
-        (lambda net, x: x * torch.sigmoid(x), "mul"),
+        (lambda net, x: torch.cat([x, x], 1)[:, :4], "getitem"),
         (lambda net, x: x.view(-1, 4, 8, 8), "view"),
+        (lambda net, x: torch.cat([x, x], 2), "cat"),
+        (lambda net, x: nn.functional.pad(x, (0, 0, 0, 0, 1, -1)), "pad"),
+        (lambda net, x: x * x.mean((1, 2, 3), keepdim=True), "mean"),
+        (lambda net, x: x + net.same.bias[:, None, None], "same.bias"),
         (lambda net, x: x + x[:, :1], "getitem"),
         (lambda net, x: nn.functional.pixel_shuffle(x, 1), "pixel_shuffle"),
     ],
@@ -183,3 +186,83 @@ def test_what_keeps_channels_apart_is_followed():
     assert [(group.name, group.coupled) for group in traced.groups] == [("conv", True)]
     with pytest.raises(KeyError):
         traced.group("same")
+
+
+def test_a_product_with_a_gate_gives_both_the_same_channels_without_coupling_them():
+    traced = trace(_Net(lambda net, x: x * torch.sigmoid(net.same(x.mean((2, 3), keepdim=True)))), IMAGE)
+    assert [(group.name, group.coupled) for group in traced.groups] == [("conv", False)]
+    assert {Member("same.weight", 0), Member("same.weight", 1), Member("fc.weight", 1)} <= set(traced.groups[0].members)
+
+
+def test_what_changes_pixels_alone_is_followed():
+    def body(net, x):
+        x = nn.functional.pad(x, (1, 1, 1, 1))[:, :, ::2, 1:]
+        x = nn.functional.interpolate(x, scale_factor=2.0)
+        return x.mean((2, 3))[:, :, None, None] * x.amax((2, 3), keepdim=True)
+
+    assert trace(_Net(body), IMAGE).full == {"conv": 4}
+
+
+class _Concatenated(nn.Module):
+    """The image itself, two layers' outputs and one of them again, then a depthwise layer with two outputs each."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 4, 1), nn.Conv2d(2, 6, 1)
+        self.norm, self.spread = nn.BatchNorm2d(16), nn.Conv2d(16, 32, 3, padding=1, groups=16)
+        self.fc = nn.Linear(32 * 4, 3)
+
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        x = self.spread(self.norm(torch.cat([a, x, b, a], 1)))
+        return self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 2), 1))
+
+
+def test_concatenated_groups_own_parts_of_an_axis():
+    traced = trace(_Concatenated(), (2, 8, 8))
+    assert traced.full == {"a": 4, "b": 6}
+    norm = {m for g in traced.groups for m in g.members if m.tensor == "norm.weight"}
+    assert norm == {Member("norm.weight", 0, 1, part) for part in ((0, 16), (6, 16), (12, 16))}
+    assert {m for m in traced.group("b").members if m.tensor == "fc.weight"} == {
+        Member("fc.weight", 1, 8, (6 * 8, 16 * 8))
+    }
+    assert {m for m in traced.group("b").members if m.tensor == "spread.weight"} == {
+        Member("spread.weight", 0, 2, (12, 32))
+    }
+
+
+def test_what_concatenated_groups_cost_is_counted_in_the_extracted_network():
+    network = _Concatenated()
+    traced = trace(network, (2, 8, 8))
+    for widths in ({"a": 1, "b": 6}, {"a": 3, "b": 2}, traced.full):
+        plain = extract(network, traced.groups, SubnetSpec("s", widths))
+        assert traced.macs(widths) == hooked_macs(plain, (2, 8, 8))
+        assert traced.parameter_count(widths) == sum(value.numel() for value in plain.parameters())
+
+
+def test_an_addition_of_channels_that_lie_differently_is_refused():
+    class Uneven(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.fc = (
+                nn.Conv2d(1, 4, 1),
+                nn.Conv2d(1, 2, 1),
+                nn.Conv2d(1, 2, 1),
+                nn.Linear(4, 2),
+            )
+
+        def forward(self, x):
+            return self.fc((self.a(x) + torch.cat([self.b(x), self.c(x)], 1)).mean((2, 3)))
+
+    with pytest.raises(InputError, match="channels cannot be followed through 'add'"):
+        trace(Uneven(), IMAGE)
+
+
+def test_images_of_another_shape_are_refused(nets):
+    with pytest.raises(InputError, match="does not take images of shape 3 x 16 x 16"):
+        trace(nets.tiny(), (3, 16, 16))
+
+
+def test_an_unknown_grouper_is_refused(nets):
+    with pytest.raises(InputError, match="grouper 'magic' is unknown; use one of fx, torch-pruning"):
+        trace_with("magic", nets.tiny(), (1, 16, 16))
