@@ -34,6 +34,28 @@ def recipe_options(*, epochs: int, learning_rate: float) -> Callable[[Any], Any]
     return decorate
 
 
+def device_option(function: Any) -> Any:
+    """Adds ``--device``."""
+    return click.option("--device", default="cpu", show_default=True, help="Where to train: cpu or cuda.")(function)
+
+
+def checked_device(name: str) -> str:
+    """A device that torch can use here.
+
+    Raises:
+        UnavailableError: it cannot.
+    """
+    import torch
+
+    from subnets.errors import InputError, UnavailableError
+
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"device '{name}' is unknown; use 'cpu' or 'cuda'")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError("torch sees no CUDA device here; leave --device out, or install torch for CUDA")
+    return name
+
+
 def argument_option(function: Any) -> Any:
     """Adds ``--argument NAME=VALUE``, an argument of the architecture."""
     return click.option(
@@ -81,10 +103,13 @@ def record() -> dict[str, Any]:
 
 
 @contextmanager
-def training_bar(title: str) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar fed by the training loop."""
+def training_bar(title: str, *, shown: bool = True) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar fed by the training loop; nothing where it is not ``shown``."""
     from cli._output import progress
 
+    if not shown:
+        yield lambda state: None
+        return
     with progress() as bar:
         task = bar.add_task(title, total=None)
 

@@ -19,7 +19,7 @@ from safetensors.torch import save as serialise
 from torch import nn
 
 from subnets import architectures, importance
-from subnets.allocation import Limits, allocate
+from subnets.allocation import Limits, Widths, allocate
 from subnets.bundle import (
     SCHEMA,
     Accuracy,
@@ -34,14 +34,19 @@ from subnets.bundle import (
 )
 from subnets.data import Dataset, Split
 from subnets.errors import InputError
-from subnets.groups import Traced, trace
-from subnets.joint import JointObjective
+from subnets.groups import Traced, trace_with
+from subnets.joint import JointObjective, JointOptions
+from subnets.private import rearranged
+from subnets.proof import prove, prove_groups
+from subnets.spec import SubnetSpec
 from subnets.supernet import Supernet, extract, sort_channels
-from subnets.training import Progress, Recipe, accuracy, logits, recalibrate, train
+from subnets.team import ALONE, Team
+from subnets.training import Progress, Recipe, accuracy, logits, recalibrate, to_tensor, train
 
 Watch = Callable[[Progress], None]
 _RECORD = "gearshift"  # key in a checkpoint's metadata
 _IDLE: Watch = lambda progress: None  # noqa: E731 (a named default)
+_HELD_OUT_IMAGES, _HELD_OUT_BATCH = 2048, 256
 
 
 def open_checkpoint(path: Path, architecture: Architecture) -> nn.Module:
@@ -86,12 +91,20 @@ def checkpoint_record(path: Path) -> dict[str, Any]:
 
 
 class SampleOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How the ladder is chosen."""
+    """How the ladder is chosen.
+
+    ``normalise`` and ``per_mac`` are the score's and the allocation's own way where None (a threshold compares scores
+    that are normalised by group). Without ``sort``, subnets keep the first channels as training left them.
+    """
 
     budgets: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     score: str = "taylor"
     allocation: str = "greedy"
     limits: Limits = Limits()
+    grouper: str = "fx"  # or "torch-pruning"
+    normalise: str | None = None  # "none", "group" or "type": subnets.importance.normalised
+    per_mac: bool | None = None
+    sort: bool = True
 
 
 def sample(
@@ -102,6 +115,7 @@ def sample(
     out: Path,
     *,
     name: str = "",
+    latency_ms: Callable[[Widths], float] | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> Bundle:
     """Samples nested subnets from a trained network and writes them as a bundle.
@@ -112,20 +126,36 @@ def sample(
         dataset: scores and batch-norm statistics come from its training split.
         out: the bundle's directory.
         name: the bundle's name; by default the directory's.
+        latency_ms: of given widths on the device, for allocation ``latency`` (:class:`subnets.latency.Lookup`).
         provenance: recorded in the bundle beside the options.
 
     Raises:
-        InputError: the network cannot be traced, an option is wrong, the classes do not fit, or a split is empty.
+        InputError: the network cannot be traced or cut, an option is wrong, the classes do not fit, a split is empty.
     """
     for split in ("train", "test"):
         if not len(getattr(dataset, split)):
             raise InputError(f"data '{dataset.name}' has no {split} images; sampling needs some")
+    architectures.take_any_layout(network)
     if logits(network.eval(), _first(dataset.test, 1), dataset).shape[1] != len(dataset.classes):
         raise InputError(f"the network's outputs do not match the {len(dataset.classes)} classes of {dataset.name}")
-    traced = trace(network, dataset.shape)
-    scores = importance.score(options.score, network, traced, dataset)
-    ladder = allocate(options.allocation, traced, scores, options.budgets, options.limits)
-    sort_channels(network, traced.groups, scores)
+    traced = trace_with(options.grouper, network, dataset.shape)
+    prove_groups(network, traced.groups, dataset.shape)
+    normalise = options.normalise or ("group" if options.allocation == "threshold" else None)
+    scores = importance.score(options.score, network, traced, dataset, normalise=normalise)
+    if options.sort:
+        sort_channels(network, traced.groups, scores)
+        scores = {group: values.sort(descending=True).values for group, values in scores.items()}
+    ladder = allocate(
+        options.allocation,
+        traced,
+        scores,
+        options.budgets,
+        options.limits,
+        per_mac=options.per_mac,
+        loss=held_out_loss(network, traced, dataset) if options.allocation == "progressive" else None,
+        latency_ms=latency_ms,
+    )
+    prove(network, traced.groups, ladder, dataset.shape)
     supernet = Supernet(network, traced.groups, ladder)
     for spec in ladder:
         plain = extract(network, traced.groups, spec)
@@ -147,29 +177,88 @@ def sample(
     return save(out, _with_accuracy(manifest, measured), supernet.tensors(), card(_with_accuracy(manifest, measured)))
 
 
+def held_out_loss(network: nn.Module, traced: Traced, dataset: Dataset) -> Callable[[Widths], float]:
+    """The mean cross-entropy of a subnet on held-out training images, batch-norm on batch statistics.
+
+    Args:
+        network: channels already sorted; left alone.
+        traced: its groups.
+        dataset: up to 2,048 images of the validation split, or of the training split where that is empty.
+    """
+    split = dataset.validation if len(dataset.validation) else dataset.train
+    size = min(_HELD_OUT_BATCH, len(split))
+    held_out = []
+    for start in range(0, min(_HELD_OUT_IMAGES, len(split)) - size + 1, size):  # whole batches: one image has no spread
+        indices = torch.arange(start, start + size).numpy()
+        held_out.append((to_tensor(split.read(indices), dataset), torch.from_numpy(split.labels[indices])))
+    device = next(network.parameters()).device
+
+    @torch.no_grad()
+    def loss(widths: Widths) -> float:
+        small = extract(network, traced.groups, SubnetSpec("candidate", dict(widths))).train()
+        losses = [
+            nn.functional.cross_entropy(small(images.to(device)).float(), labels.to(device))
+            for images, labels in held_out
+        ]
+        return float(torch.stack(losses).mean())
+
+    return loss
+
+
 def fine_tune(
     bundle: Bundle,
     dataset: Dataset,
     recipe: Recipe,
+    options: JointOptions | None = None,
     *,
-    middle: int | None = None,
-    full_weight: float = 1.0,
     checkpoint: Path | None = None,
+    team: Team = ALONE,
+    device: str = "cpu",
     provenance: dict[str, Any] | None = None,
     on_step: Watch = _IDLE,
 ) -> Bundle:
     """Trains a bundle's subnets jointly and writes the result back; exports of the old weights are dropped.
 
     For each subnet the averaged or the recalibrated batch-norm statistics are kept, whichever is better on the
-    validation split (recalibrated ones where that is empty); the test split is only reported.
+    validation split (recalibrated ones where that is empty); the test split is only reported. In a team the first
+    process does this and writes; the others wait for it.
+
+    Args:
+        bundle: replaced on disk.
+        dataset: its kind of images.
+        recipe: the numbers of the run.
+        options: the numbers of a joint step, and what each subnet has for itself from now on.
+        checkpoint: written after every epoch; when it is there, the run continues from it.
+        team: the processes that share each batch.
+        device: where to train, as torch names it.
+        provenance: recorded in the bundle beside recipe and options.
+        on_step: called after every step.
 
     Raises:
         InputError: the data do not fit the bundle, or training fails.
     """
     check_data(bundle, dataset)
-    supernet = Supernet.from_bundle(bundle)
-    objective = JointObjective(supernet, recipe.check(), middle=middle, full_weight=full_weight)
-    train(objective, dataset, recipe, checkpoint=checkpoint, on_step=on_step)
+    options = (options or JointOptions()).check()
+    supernet = rearranged(Supernet.from_bundle(bundle), affine=options.affine, heads=options.heads).to(device)
+    objective = JointObjective(supernet, recipe.check(), options)
+    numbers = msgspec.to_builtins(options)
+    train(objective, dataset, recipe, checkpoint=checkpoint, options=numbers, team=team, on_step=on_step)
+    if team.rank == 0:
+        statistics = _choose_statistics(supernet.cpu(), dataset)
+        training = {
+            "recipe": msgspec.to_builtins(recipe),
+            **numbers,
+            **({"processes": team.count} if team.count > 1 else {}),
+            "statistics": statistics,
+            **(provenance or {}),
+        }
+        _write_back(bundle, supernet, dataset, training)
+    team.wait()
+    return Bundle.open(bundle.path)
+
+
+def _choose_statistics(supernet: Supernet, dataset: Dataset) -> dict[str, str]:
+    """Keeps each subnet's averaged or its recalibrated statistics; which, by name."""
     statistics = {}
     for subnet in supernet.ladder.names:
         plain = supernet.extract(subnet)
@@ -179,18 +268,15 @@ def fine_tune(
         statistics[subnet] = "recalibrated" if better else "averaged"
         if better:
             supernet.adopt_norms(subnet, plain)
-    training = {
-        "recipe": msgspec.to_builtins(recipe),
-        "middle": middle,
-        "full_weight": full_weight,
-        "statistics": statistics,
-        **(provenance or {}),
-    }
+    return statistics
+
+
+def _write_back(bundle: Bundle, supernet: Supernet, dataset: Dataset, training: dict[str, Any]) -> None:
     earlier = sum(key.startswith("training") for key in bundle.manifest.provenance)
     made = {**bundle.manifest.provenance, f"training_{earlier + 1}" if earlier else "training": training}
     manifest = msgspec.structs.replace(bundle.manifest, exports=(), provenance=made)
     manifest = _with_accuracy(manifest, evaluate(supernet, dataset, "test"))
-    return save(bundle.path, manifest, supernet.tensors(), card(manifest))
+    save(bundle.path, manifest, supernet.tensors(), card(manifest))
 
 
 def evaluate(supernet: Supernet, dataset: Dataset, split: str) -> dict[str, Accuracy]:

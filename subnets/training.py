@@ -2,21 +2,22 @@
 
 * :class:`Recipe`: every number of a run, frozen and stored with its result.
 * :class:`Objective`: what one step minimises; :class:`PlainObjective` here (one network, cross-entropy),
-  ``JointObjective`` in :mod:`subnets.joint`.
-* :func:`train`: runs a recipe, resumes from its checkpoint, keeps an exponential moving average of the weights.
+  ``JointObjective`` in :mod:`subnets.joint`, ``SparseObjective`` in :mod:`subnets.sparsity` round either.
+* :func:`train`: runs a recipe, resumes from its checkpoint, keeps an exponential moving average of the weights; alone
+  or in a team of processes (:mod:`subnets.team`).
 * :func:`logits`, :func:`recalibrate`: evaluation and batch-norm statistics.
 
 The image order and augmentation of an epoch depend on (seed, epoch) alone, so a resumed run sees what an
-uninterrupted one would have seen.
+uninterrupted one would have seen. Runs where the objective's tensors are (CPU or another torch device).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from subnets.data import Dataset, Split
 from subnets.errors import InputError
+from subnets.team import ALONE, Team
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +46,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     precision: str = "bf16"  # autocast; batch-norm and loss stay f32
     compile: bool = True
     seed: int = 0
+    sparsity: float = 0.0  # strength of the group lasso (subnets.sparsity); 0 = off
+    sparsity_from: float = 0.7  # share of the run after which it acts
 
     def check(self) -> Recipe:
         """Itself, when every value is usable."""
@@ -56,6 +60,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
             raise InputError(f"learning rate {self.learning_rate} must be above 0 and finite")
         if self.seed < 0:
             raise InputError(f"seed {self.seed} is negative; give 0 or more")
+        if not 0 <= self.sparsity < math.inf:
+            raise InputError(f"sparsity {self.sparsity} must be 0 (off) or above, and finite")
+        if not 0 < self.sparsity_from < 1:
+            raise InputError(f"sparsity from {self.sparsity_from} must lie between 0 and 1, a share of the run")
         return self
 
     def rate(self, step: int, steps: int) -> float:
@@ -76,12 +84,20 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     loss: float  # smoothed
 
 
-class Objective(Protocol):
-    """What one training step minimises."""
+class Objective:
+    """What one training step minimises; subclasses override :meth:`backward`.
 
-    @property
-    def module(self) -> nn.Module:
-        """Holds every tensor that is trained, averaged and saved."""
+    ``module`` holds every tensor that is trained, averaged and saved.
+    """
+
+    module: nn.Module
+
+    def begin(self, average: Mapping[str, Tensor]) -> None:
+        """Called once before the first step, also of a resumed run.
+
+        Args:
+            average: the moving average of ``module``'s tensors by name; it changes in place as the run goes on.
+        """
 
     def backward(self, images: Tensor, labels: Tensor, share_done: float) -> Tensor:
         """Adds this batch's gradients and returns the loss (detached scalar).
@@ -91,9 +107,18 @@ class Objective(Protocol):
             labels: [N].
             share_done: 0..1, how much of the run lies behind.
         """
+        raise NotImplementedError
+
+    def after_step(self, rate: float, share_done: float) -> None:
+        """Called after the optimizer's step, before the average takes the new weights in.
+
+        Args:
+            rate: the step's learning rate.
+            share_done: as the step's :meth:`backward` had it.
+        """
 
 
-class PlainObjective:
+class PlainObjective(Objective):
     """Cross-entropy of one network."""
 
     def __init__(self, network: nn.Module, recipe: Recipe) -> None:
@@ -103,7 +128,7 @@ class PlainObjective:
 
     def backward(self, images: Tensor, labels: Tensor, share_done: float) -> Tensor:
         """One forward and backward pass."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bf16):
             output = self._forward(images)
         loss = nn.functional.cross_entropy(output.float(), labels)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -119,33 +144,48 @@ def to_tensor(images: np.ndarray[Any, np.dtype[np.uint8]], dataset: Dataset) -> 
 
 
 def augmented(
-    split: Split, dataset: Dataset, batch_size: int, seed: int, epoch: int
+    split: Split, dataset: Dataset, batch_size: int, seed: int, epoch: int, team: Team = ALONE
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of shuffled, shifted and mirrored batches (all of the same size; the remainder is left out)."""
+    """One epoch of shuffled, shifted and mirrored batches (all of the same size; the remainder is left out).
+
+    In a team each process gets its own share of every batch; together they see what one alone would.
+
+    Raises:
+        InputError: a batch cannot be shared out equally.
+    """
     random = np.random.Generator(np.random.PCG64([seed, epoch]))
     order = random.permutation(len(split))
     size = min(batch_size, len(split))
+    if size % team.count:
+        raise InputError(f"a batch of {size} images cannot be shared by {team.count} processes; give a multiple")
+    share = size // team.count
+    mine = slice(team.rank * share, (team.rank + 1) * share)
     for start in range(0, len(order) - size + 1, size):
-        indices = order[start : start + size]
+        shifts = random.integers(0, 2 * dataset.pad + 1, (2, size, 1))[:, mine]
+        mirrored = (random.random(size) < 0.5)[mine] if dataset.flip else np.zeros(share, bool)
+        indices = order[start : start + size][mine]
         images = split.read(indices)
         count, _, height, width = images.shape
         if dataset.pad:
             pad = dataset.pad
             images = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-        shifts = random.integers(0, 2 * dataset.pad + 1, (2, count, 1))
         rows, columns = shifts[0] + np.arange(height), shifts[1] + np.arange(width)
-        if dataset.flip:
-            mirrored = random.random(count) < 0.5
-            columns[mirrored] = columns[mirrored, ::-1]
+        columns[mirrored] = columns[mirrored, ::-1]
         picked = images[np.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
         yield to_tensor(picked.transpose(0, 3, 1, 2), dataset), torch.from_numpy(split.labels[indices])
 
 
 class Checkpoint:
-    """A run's state on disk; written whole or not at all."""
+    """A run's state on disk; written whole or not at all.
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
-        self.path, self.recipe = path, recipe
+    Args:
+        path: the file.
+        recipe: of the run; a checkpoint of another recipe is refused.
+        options: what else must be the same, such as the objective's own numbers.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, options: Mapping[str, Any] | None = None) -> None:
+        self.path, self.recipe, self.options = path, recipe, dict(options or {})
 
     def load(self) -> dict[str, Any] | None:
         """The state saved last, or None.
@@ -160,9 +200,12 @@ class Checkpoint:
         except Exception as error:  # torch.load raises many kinds for a damaged file
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"{self.path}: not a readable checkpoint ({why}); delete it to start over") from None
-        if not isinstance(state, dict) or "recipe" not in state:
+        if not isinstance(state, dict) or not isinstance(state.get("recipe"), dict):
             raise InputError(f"{self.path}: not a checkpoint of a training run; delete it to start over")
-        if state["recipe"] != msgspec.to_builtins(self.recipe):
+        # What a checkpoint of an earlier version does not name had its default (recipe) or is unknown (options).
+        recipe = {**msgspec.to_builtins(Recipe(epochs=1)), **state["recipe"]}
+        options = {**self.options, **state.get("options", {})}
+        if (recipe, options) != (msgspec.to_builtins(self.recipe), self.options):
             raise InputError(f"{self.path}: this checkpoint is of another recipe; delete it or give the same options")
         return state
 
@@ -170,7 +213,7 @@ class Checkpoint:
         """Replaces what is on disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".partial")
-        torch.save({**state, "recipe": msgspec.to_builtins(self.recipe)}, temporary)
+        torch.save({**state, "recipe": msgspec.to_builtins(self.recipe), "options": self.options}, temporary)
         temporary.replace(self.path)
 
 
@@ -180,12 +223,16 @@ def train(
     recipe: Recipe,
     *,
     checkpoint: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    team: Team = ALONE,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
     """Runs ``recipe``; afterwards ``objective.module`` holds the averaged weights.
 
     Args:
         checkpoint: written after every epoch; when it is there, the run continues from it.
+        options: the objective's own numbers; a checkpoint made with others is refused.
+        team: the processes that share each batch; all must hold the same weights.
         on_step: called after every step.
 
     Raises:
@@ -194,6 +241,7 @@ def train(
     if not len(dataset.train):
         raise InputError(f"data '{dataset.name}' has no training images; training needs some")
     module = objective.module
+    device = next(module.parameters()).device
     decayed = [p for p in module.parameters() if p.ndim > 1]
     others = [p for p in module.parameters() if p.ndim <= 1]
     optimizer = torch.optim.SGD(
@@ -205,32 +253,38 @@ def train(
     per_epoch = max(1, len(dataset.train) // min(recipe.batch_size, len(dataset.train)))
     steps = recipe.epochs * per_epoch
     average = {name: value.detach().clone() for name, value in _floats(module)}
-    store = Checkpoint(checkpoint, recipe) if checkpoint else None
+    store = Checkpoint(checkpoint, recipe, options) if checkpoint else None
     first, smooth = 0, math.nan
     if store and (state := store.load()):
         try:
             module.load_state_dict(state["module"])
             optimizer.load_state_dict(state["optimizer"])
-            average, first, smooth = state["average"], state["epoch"] + 1, state["loss"]
+            average = {name: value.to(device) for name, value in state["average"].items()}
+            first, smooth = state["epoch"] + 1, state["loss"]
         except (KeyError, ValueError, RuntimeError):
             raise InputError(f"{checkpoint}: this checkpoint is of another network; delete it to start over") from None
+    objective.begin(average)
     step = first * per_epoch
     for epoch in range(first, recipe.epochs):
         module.train()
-        for images, labels in augmented(dataset.train, dataset, recipe.batch_size, recipe.seed, epoch):
+        for images, labels in augmented(dataset.train, dataset, recipe.batch_size, recipe.seed, epoch, team):
+            rate, share_done = recipe.rate(step, steps), step / steps
             for group in optimizer.param_groups:
-                group["lr"] = recipe.rate(step, steps)
+                group["lr"] = rate
             optimizer.zero_grad()
-            loss = float(objective.backward(images, labels, step / steps))
+            mean = objective.backward(images.to(device), labels.to(device), share_done)
+            team.average([mean, *_reduced(module)])
+            loss = float(mean)
             if not math.isfinite(loss):
                 where = f"; the last good state is {checkpoint}" if store and epoch else ""
                 raise InputError(f"the loss is not a number at step {step}: lower the learning rate{where}")
             optimizer.step()
+            objective.after_step(rate, share_done)
             step += 1
             _blend(average, module, min(recipe.average, step / (step + 10)))
             smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
             on_step(Progress(epoch=epoch, epochs=recipe.epochs, step=step, steps=steps, loss=smooth))
-        if store:
+        if store and team.rank == 0:
             store.save(
                 module=module.state_dict(),
                 optimizer=optimizer.state_dict(),
@@ -247,6 +301,12 @@ def _floats(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, value) for name, value in module.state_dict().items() if value.is_floating_point())
 
 
+def _reduced(module: nn.Module) -> Iterator[Tensor]:
+    """What a team averages beside the loss: gradients, and the batch-norm statistics of its shares of the batch."""
+    yield from (value.grad for value in module.parameters() if value.grad is not None)
+    yield from (value for value in module.buffers() if value.is_floating_point())
+
+
 @torch.no_grad()
 def _blend(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
     names, values = zip(*_floats(module), strict=True)
@@ -258,7 +318,13 @@ def logits(network: Callable[[Tensor], Tensor], split: Split, dataset: Dataset, 
     """The network's answers for a whole split, f32: [N, classes]. The caller sets eval mode."""
     from subnets.data import batches
 
-    return torch.cat([network(to_tensor(images, dataset)).float() for images, _ in batches(split, batch_size)])
+    device = _device(network)
+    parts = [network(to_tensor(images, dataset).to(device)) for images, _ in batches(split, batch_size)]
+    return torch.cat([part.float().cpu() for part in parts])
+
+
+def _device(network: Callable[[Tensor], Tensor]) -> torch.device:
+    return next(network.parameters()).device if isinstance(network, nn.Module) else torch.device("cpu")
 
 
 def accuracy(outputs: Tensor, split: Split) -> float:
@@ -280,7 +346,7 @@ def recalibrate(network: nn.Module, dataset: Dataset, *, batch_count: int = 50, 
     network.train()
     passes = (augmented(dataset.train, dataset, batch_size, 7, epoch) for epoch in range(3))
     for images, _ in islice(chain.from_iterable(passes), batch_count):
-        network(images)
+        network(images.to(_device(network)))
     for norm, momentum in zip(norms, kept, strict=True):
         norm.momentum = momentum
     network.eval()

@@ -1,6 +1,7 @@
 """pretrain, sample and train: what they write, from command line to opened bundle."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -88,3 +89,111 @@ def test_a_stopped_run_continues_from_its_checkpoint(gearshift, few_digits, tmp_
     assert (tmp_path / "t.checkpoint").exists() and not (tmp_path / "t.safetensors").exists()
     assert gearshift("pretrain", "tinynet", *options).code == 0
     assert len(seen) == 6 + 4  # four steps an epoch
+
+
+def test_a_sparse_run_writes_and_draws_its_norms_also_when_it_was_stopped(gearshift, few_digits, tmp_path, monkeypatch):
+    import xml.etree.ElementTree
+
+    import subnets.training
+
+    seen = []
+    blend = subnets.training._blend
+
+    def counting(*arguments):
+        seen.append(1)
+        if len(seen) == 11:  # in the third epoch of four steps, after the phase has begun
+            raise KeyboardInterrupt
+        return blend(*arguments)
+
+    monkeypatch.setattr(subnets.training, "_blend", counting)
+    options = ("--data", "digits", "--out", "t.safetensors", "--epochs", 4, "--batch-size", 32, "--no-compile")
+    sparse = ("--precision", "f32", "--sparsity", 3.0, "--sparsity-from", 0.5)
+    assert gearshift("pretrain", "tinynet", *options, *sparse).code == 130
+    done = gearshift("pretrain", "tinynet", *options, *sparse)
+    assert done.code == 0, done.err
+    assert "channels are at zero; their norms: t.norms.svg" in " ".join(done.out.split())
+    norms = json.loads((tmp_path / "t.norms.json").read_text())
+    assert min(min(values) for values in norms["before"].values()) > 0
+    assert any(norm == 0 for values in norms["after"].values() for norm in values)
+    picture = xml.etree.ElementTree.fromstring((tmp_path / "t.norms.svg").read_text())
+    text = " ".join(picture.itertext())
+    assert "before the sparsity phase" in text and "after it" in text
+
+
+def test_widths_are_allocated_by_measured_milliseconds_and_looked_up_the_next_time(
+    gearshift, made, few_digits, monkeypatch
+):
+    """Engines are built and run; in place of the clock stands the size of their weights: nothing depends on load."""
+    pytest.importorskip("openvino")
+    import numpy as np
+
+    import cli._widths
+
+    def weights_mb(engine, shape):
+        assert engine.infer(np.zeros(shape, np.float32)).shape == (1, 10)
+        return (Path(engine.artifact.path) / "model.bin").stat().st_size / 1e6
+
+    monkeypatch.setattr(cli._widths, "_latency_ms", weights_mb)
+    options = ("--arch", "tinynet", "--data", "digits", "--budgets", "0.8,1", "--score", "norm", "--align", 64)
+    latency = ("--allocation", "latency", "--space", "interiors", "--widths-file", "w.json")
+    first = gearshift("sample", made / "tinynet.safetensors", *options, *latency, "--out", "a")
+    assert first.code == 0, first.err
+    kept = json.loads(Path("w.json").read_text())
+    assert kept["identity"]["backend"] == "openvino" and len(kept["ms"]) == 2
+    again = gearshift("sample", made / "tinynet.safetensors", *options, *latency, "--out", "b")
+    assert again.code == 0 and "measured on openvino: 0 widths" in again.out
+    small, full = Bundle.open("b").ladder
+    assert {name for name, width in small.widths.items() if width < full.widths[name]} == {"layer3.0.conv1"}
+
+
+def test_a_latency_is_the_best_turns_median(monkeypatch):
+    import time
+
+    from cli._widths import _latency_ms
+
+    now = [0.0]
+    slow = iter([0.5] * 10 + [0.05, 0.07, 0.06] + [0.02, 0.04, 0.9] + [0.08] * 3)
+
+    class Engine:
+        def infer(self, batch):
+            now[0] += next(slow)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    assert _latency_ms(Engine(), (1, 1, 2, 2)) == pytest.approx(40.0)
+
+
+def test_what_a_subnet_has_for_itself_is_chosen_when_training(gearshift, few_digits, bundle):
+    options = ("--soft", 0.5, "--teacher", "frozen", "--affine", "shared", "--heads")
+    tuned = gearshift("train", bundle, "--data", "digits", *options, *QUICK)
+    assert tuned.code == 0, tuned.err
+    opened = Bundle.open(bundle)
+    made = opened.manifest.provenance["training"]
+    assert (made["soft"], made["teacher"], made["affine"], made["heads"]) == (0.5, "frozen", "shared", True)
+    assert "s30/fc.weight" in opened.tensors() and "s30/bn1.weight" not in opened.tensors()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--teacher", "strict"), "teacher 'strict' is unknown"),
+        (("--affine", "some"), "affine 'some' is unknown"),
+        (("--soft", 2), "soft 2.0 must be from 0"),
+        (("--device", "abacus"), "device 'abacus' is unknown; use 'cpu' or 'cuda'"),
+    ],
+)
+def test_training_options_that_make_no_sense_are_refused(refused, few_digits, bundle, options, message):
+    assert message in refused("train", bundle, "--data", "digits", *options, *QUICK)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--score", "luck"), "score 'luck' is unknown; use one of norm, taylor, scale, noise"),
+        (("--normalise", "all"), "normalisation 'all' is unknown"),
+        (("--allocation", "latency", "--backend", "none"), "backend 'none' is unknown"),
+        (("--allocation", "latency", "--precision", "f12"), "precision 'f12' is not to be had from 'openvino' here"),
+    ],
+)
+def test_sampling_options_that_make_no_sense_are_refused(refused, few_digits, made, options, message):
+    command = ("sample", made / "tinynet.safetensors", "--arch", "tinynet", "--data", "digits", "--out", "x")
+    assert message in refused(*command, *options)

@@ -11,7 +11,7 @@ from torch import nn
 from subnets.data import ArraySplit, Dataset
 from subnets.errors import InputError
 from subnets.groups import trace
-from subnets.importance import norm_scores, score, taylor_scores
+from subnets.importance import norm_scores, normalised, per_mac, scale_scores, score, taylor_scores
 from subnets.training import augmented
 
 
@@ -132,7 +132,7 @@ def test_a_group_of_zeros_scores_zero_and_not_nan(nets):
 def test_damaged_weights_unknown_scores_and_missing_images_are_refused(nets):
     network, dataset = nets.tiny(num_classes=3), data((1, 16, 16), 3)
     traced = trace(network, (1, 16, 16))
-    with pytest.raises(InputError, match="score 'size' is unknown; use one of norm, taylor"):
+    with pytest.raises(InputError, match="score 'size' is unknown; use one of norm, taylor, scale, noise"):
         score("size", network, traced, dataset)
     empty = msgspec.structs.replace(dataset, train=ArraySplit(dataset.train.images[:0], dataset.train.labels[:0]))
     with pytest.raises(InputError, match="no training images"):
@@ -141,3 +141,59 @@ def test_damaged_weights_unknown_scores_and_missing_images_are_refused(nets):
         network.conv1.weight[0] = torch.nan
     with pytest.raises(InputError, match="'norm' score of group 'conv1' is not finite"):
         score("norm", network, traced, dataset)
+
+
+def test_the_scale_of_a_channel_is_the_mean_of_the_batch_norms_it_passes(nets):
+    network = nets.tiny()
+    traced = trace(network, (1, 16, 16))
+    scores = scale_scores(network, traced)
+    block = network.layer2[0]
+    torch.testing.assert_close(scores["layer2.0.conv1"], block.bn1.weight.detach().abs())
+    both = (block.bn2.weight.abs() + block.downsample[1].weight.abs()).detach() / 2
+    torch.testing.assert_close(scores["layer2.0.conv2"], both)
+
+
+def test_the_scale_of_a_flattened_channel_is_the_mean_over_its_pixels_and_a_group_without_is_refused(nets):
+    network = nets.depthwise()
+    traced = trace(network, (1, 16, 16))
+    with pytest.raises(InputError, match="'hidden', which has none; use 'norm'"):
+        scale_scores(network, traced)
+    normed = msgspec.structs.replace(traced, groups=tuple(g for g in traced.groups if g.name != "hidden"))
+    expected = network.flatten_norm.weight.detach().abs().reshape(4, 16).mean(1)
+    torch.testing.assert_close(scale_scores(network, normed)["point"], expected)
+
+
+def test_normalising_by_type_keeps_the_differences_between_layers_of_one_type(nets):
+    network = nets.tiny()
+    traced = trace(network, (1, 16, 16))
+    raw = {group.name: torch.rand(group.width) + index for index, group in enumerate(traced.groups)}
+    by_type, by_group = normalised(raw, traced, "type"), normalised(raw, traced, "group")
+    for coupled in (False, True):
+        names = [group.name for group in traced.groups if group.coupled == coupled]
+        assert len(names) == 3
+        assert float(torch.cat([by_type[name] for name in names]).mean()) == pytest.approx(1, rel=1e-5)
+        ratios = [by_type[name] / raw[name] for name in names]
+        torch.testing.assert_close(torch.cat(ratios), torch.full((sum(map(len, ratios)),), float(ratios[0][0])))
+    assert all(float(values.mean()) == pytest.approx(1, rel=1e-5) for values in by_group.values())
+    assert all(torch.equal(values, raw[name]) for name, values in normalised(raw, traced, "none").items())
+    with pytest.raises(InputError, match="normalisation 'layer' is unknown; use one of none, group, type"):
+        normalised(raw, traced, "layer")
+
+
+def test_per_mac_divides_by_what_a_channel_costs(nets):
+    network = nets.tiny()
+    traced = trace(network, (1, 16, 16))
+    priced = per_mac({group.name: torch.ones(group.width) for group in traced.groups}, traced)
+    # One channel of an interior at 16 x 16 pixels, 8 channels on either side, 3 x 3; of another at 4 x 4, 16 and 32.
+    ratio = (4 * 4 * 9 * (16 + 32)) / (16 * 16 * 9 * (8 + 8))
+    assert float(priced["layer1.0.conv1"][0] / priced["layer3.0.conv1"][0]) == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("kind", ["norm", "taylor", "scale", "noise"])
+def test_every_score_gives_each_channel_a_number_and_normalises_as_asked(nets, kind):
+    network, dataset = nets.tiny(num_classes=3), data((1, 16, 16), 3)
+    traced = trace(network, (1, 16, 16))
+    scores = score(kind, network, traced, dataset, normalise="group")
+    assert {name: len(values) for name, values in scores.items()} == traced.full
+    assert all(float(values.mean()) == pytest.approx(1, rel=1e-4) for values in scores.values())
+    assert all(bool((values >= 0).all()) for values in scores.values())

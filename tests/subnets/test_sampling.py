@@ -14,8 +14,10 @@ from subnets.data import ArraySplit
 from subnets.errors import InputError
 from subnets.groups import trace
 from subnets.importance import norm_scores
-from subnets.sampling import SampleOptions, check_data, evaluate, fine_tune, sample
-from subnets.supernet import Supernet, open_network
+from subnets.joint import JointOptions
+from subnets.sampling import SampleOptions, check_data, evaluate, fine_tune, held_out_loss, sample
+from subnets.spec import SubnetSpec
+from subnets.supernet import Supernet, extract, open_network
 from subnets.training import Recipe
 
 TINY = Architecture(name="tinynet", arguments={"num_classes": 10, "in_channels": 1, "width": 8})
@@ -76,6 +78,40 @@ class TestSampled:
         assert not (tmp_path / "b").exists()
 
 
+class TestChoices:
+    def test_without_sorting_a_subnet_keeps_the_first_channels_as_they_were(self, nets, small_digits, tmp_path):
+        network = nets.tiny(seed=6)
+        first = network.layer2[0].conv1.weight.detach().clone()
+        options = SampleOptions(budgets=(0.5, 1.0), score="norm", limits=Limits(align=2), sort=False)
+        bundle = sample(network, TINY, small_digits, options, tmp_path / "b")
+        small = open_network(bundle, "s50").layer2[0].conv1.weight.detach()
+        assert torch.equal(small, first[: small.shape[0], : small.shape[1]])
+
+    def test_progressive_and_latency_give_nested_ladders_within_their_budgets(self, nets, small_digits, tmp_path):
+        latency_ms = lambda widths: 0.1 + 0.01 * sum(widths.values())  # noqa: E731
+        for kind, more in (("progressive", {}), ("latency", {"latency_ms": latency_ms})):
+            options = SampleOptions(budgets=(0.6, 1.0), score="scale", allocation=kind, limits=Limits(align=4))
+            bundle = sample(nets.tiny(seed=7), TINY, small_digits, options, tmp_path / kind, **more)
+            small, full = bundle.manifest.subnets
+            cost = (lambda entry: latency_ms(entry.widths)) if more else (lambda entry: entry.macs)
+            assert cost(small) <= 0.6 * cost(full)
+
+    def test_the_held_out_loss_is_that_of_the_subnet_on_validation_images_and_batch_statistics(
+        self, nets, small_digits
+    ):
+        network = nets.tiny(seed=8)
+        traced = trace(network, (1, 16, 16))
+        widths = {name: width // 2 for name, width in traced.full.items()}
+        small = extract(network, traced.groups, SubnetSpec("x", widths)).train()
+        split = small_digits.validation
+        images = (torch.from_numpy(split.images) / 255.0 - small_digits.mean[0]) / small_digits.std[0]
+        with torch.no_grad():
+            expected = float(torch.nn.functional.cross_entropy(small(images), torch.from_numpy(split.labels)))
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        assert held_out_loss(network, traced, small_digits)(widths) == pytest.approx(expected, rel=1e-4)
+        assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
 class TestFineTuned:
     def test_one_epoch_lifts_the_smallest_and_keeps_the_ladder(self, tiny_master):
         tuned = tiny_master.bundle
@@ -106,12 +142,12 @@ class TestFineTuned:
     def test_exports_of_the_old_weights_are_dropped(self, tiny, small_digits):
         (tiny.path / "s30.xml").write_text("<net/>")
         exported = tiny.add_export("s30", "openvino", [tiny.path / "s30.xml"])
-        tuned = fine_tune(exported, small_digits, QUICK, middle=0)
+        tuned = fine_tune(exported, small_digits, QUICK, JointOptions(middle=0))
         assert tuned.manifest.exports == () and not (tiny.path / "s30.xml").exists()
         assert Bundle.open(tiny.path).key == tuned.key
 
     def test_without_validation_images_statistics_are_recalibrated(self, tiny, small_digits):
-        tuned = fine_tune(tiny, without(small_digits, validation=True), QUICK, middle=0)
+        tuned = fine_tune(tiny, without(small_digits, validation=True), QUICK, JointOptions(middle=0))
         assert set(tuned.manifest.provenance["training"]["statistics"].values()) == {"recalibrated"}
 
     def test_failed_training_leaves_the_bundle_as_it_was(self, tiny, small_digits):

@@ -1,6 +1,9 @@
 """The training loop: order, schedule, averages, resuming, and batch-norm statistics."""
 
 import math
+import signal
+import subprocess
+import sys
 
 import msgspec
 import numpy as np
@@ -12,10 +15,20 @@ from subnets import architectures
 from subnets.data import ArraySplit, Dataset
 from subnets.errors import InputError
 from subnets.groups import trace
-from subnets.joint import JointObjective
+from subnets.joint import JointObjective, JointOptions
 from subnets.spec import Ladder, SubnetSpec
 from subnets.supernet import Supernet
-from subnets.training import PlainObjective, Recipe, accuracy, augmented, logits, recalibrate, to_tensor, train
+from subnets.training import (
+    Objective,
+    PlainObjective,
+    Recipe,
+    accuracy,
+    augmented,
+    logits,
+    recalibrate,
+    to_tensor,
+    train,
+)
 
 
 def plan(**changes):
@@ -44,11 +57,60 @@ def joint(recipe, middle=1):
     traced = trace(network, (1, 16, 16))
     widths = [{g.name: g.width * k // 4 for g in traced.groups} for k in (1, 2, 3, 4)]
     ladder = Ladder([SubnetSpec(f"s{k}", w) for k, w in enumerate(widths)])
-    return JointObjective(Supernet(network, traced.groups, ladder), recipe, middle=middle)
+    return JointObjective(Supernet(network, traced.groups, ladder), recipe, JointOptions(middle=middle))
 
 
 def plain(recipe):
     return PlainObjective(tinynet(), recipe)
+
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+import msgspec
+import torch
+torch.set_num_threads(1)
+from subnets import architectures
+from subnets.allocation import Limits, allocate
+from subnets.data import ArraySplit, digits
+from subnets.groups import trace
+from subnets.importance import norm_scores
+from subnets.joint import JointObjective, JointOptions
+from subnets.supernet import Supernet
+from subnets.training import Recipe, train
+
+full = digits()
+few = msgspec.structs.replace(full, train=ArraySplit(full.train.images[:64], full.train.labels[:64]))
+recipe = Recipe(epochs=3, batch_size=32, learning_rate=0.05, precision="f32", compile=False)
+
+def run(checkpoint, kill_at=0):
+    torch.manual_seed(0)
+    network = architectures.build("tinynet", width=4)
+    traced = trace(network, (1, 16, 16))
+    ladder = allocate("uniform", traced, {}, [0.3, 0.6, 1.0], Limits(align=1))
+    options = JointOptions(teacher="averaged", middle=0)
+    objective = JointObjective(Supernet(network, traced.groups, ladder), recipe, options)
+    def on_step(progress):
+        if progress.step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    train(objective, few, recipe, checkpoint=checkpoint, on_step=on_step)
+    return objective.module.state_dict()
+
+place = Path(sys.argv[1])
+if not place.exists():
+    run(place, kill_at=5)  # the last step but one of three epochs of two
+assert torch.load(place, weights_only=True)["epoch"] == 1
+killed, through = run(place), run(None)
+assert all(torch.equal(through[name], killed[name]) for name in through)
+print("EQUAL")
+"""
+
+
+def test_a_run_that_was_killed_and_started_again_ends_with_the_same_bits(root, tmp_path):
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "run.checkpoint")]
+    first, second = (subprocess.run(command, cwd=root, check=False, capture_output=True, text=True) for _ in range(2))
+    assert (first.returncode, first.stderr) == (-signal.SIGKILL, "")
+    assert second.stdout == "EQUAL\n", second.stderr
 
 
 class Stopped(Exception):
@@ -96,7 +158,7 @@ class _Scripted(nn.Module):
         self.register_buffer("seen", torch.zeros(()))
 
 
-class _Script:
+class _Script(Objective):
     def __init__(self, losses=()):
         self.module, self.losses = _Scripted(), list(losses)
 
@@ -179,6 +241,25 @@ class TestCheckpoints:
     def test_one_of_another_recipe_is_refused(self, noise, place):
         with pytest.raises(InputError, match=f"{place}: this checkpoint is of another recipe"):
             train(plain(plan(seed=1)), noise, plan(epochs=1, seed=1), checkpoint=place)
+
+    def test_one_with_other_options_is_refused(self, noise, place):
+        recipe = plan(epochs=1)
+        train(plain(recipe), noise, recipe, checkpoint=place, options={"middle": 1})  # which the file did not know
+        place.unlink()
+        train(plain(recipe), noise, recipe, checkpoint=place, options={"middle": 1})
+        with pytest.raises(InputError, match="of another recipe"):
+            train(plain(recipe), noise, recipe, checkpoint=place, options={"middle": 2})
+
+    def test_one_from_before_there_was_a_sparsity_phase_goes_on_where_there_is_none(self, noise, place):
+        state = torch.load(place, weights_only=True)
+        del state["recipe"]["sparsity"], state["recipe"]["sparsity_from"], state["options"]
+        torch.save(state, place)
+        steps, recipe = [], plan(epochs=1)
+        train(plain(recipe), noise, recipe, checkpoint=place, on_step=steps.append)
+        assert steps == []  # it was whole
+        sparse = plan(epochs=1, sparsity=1e-3)
+        with pytest.raises(InputError, match="of another recipe"):
+            train(plain(sparse), noise, sparse, checkpoint=place)
 
     def test_one_of_another_network_is_refused(self, noise, place):
         with pytest.raises(InputError, match=f"{place}: this checkpoint is of another network"):
@@ -299,6 +380,9 @@ def test_logits_cover_the_split_in_order_and_accuracy_counts_hits(noise):
         ({"learning_rate": float("nan")}, "must be above 0"),
         ({"learning_rate": float("inf")}, "finite"),
         ({"seed": -1}, "seed -1 is negative"),
+        ({"sparsity": -1e-4}, "sparsity -0.0001 must be 0"),
+        ({"sparsity": float("inf")}, "finite"),
+        ({"sparsity_from": 1.0}, "sparsity from 1.0 must lie between 0 and 1"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(wrong, message):
