@@ -1,8 +1,11 @@
 """Backends: from a bundle's subnets to engines that answer on this device.
 
 * :mod:`backends.base`: the contract. :mod:`backends.contract`: the tests every backend passes (needs pytest).
-* :mod:`backends.registry`: backends by name. :mod:`backends.openvino`, :mod:`backends.torch`: the backends.
-* :mod:`backends.export`: portable files for a device without torch.
+* :mod:`backends.registry`: backends by name. On the CPU :mod:`backends.openvino`, :mod:`backends.torch`; on a GPU
+  :mod:`backends.tensorrt`, ``tensorrt_rtx``, ``torch_cuda``, with ``gpu_network``, ``torch_tensorrt`` (how their
+  engines are made) and ``cuda`` (the driver).
+* :mod:`backends.export`: portable files for a device without torch; :mod:`backends.quantize`: the same in 8 bits;
+  :mod:`backends.portable`: ONNX, plain modules, Triton repositories.
 * :mod:`backends.store`, ``requests``, ``runtime``: artifacts on disk, checks, and this machine.
 
 Importing this package imports neither torch nor openvino. Knows nothing of measuring, choosing or serving.
