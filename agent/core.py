@@ -27,7 +27,7 @@ from agent.figures import LoadFigures
 from agent.gate import Gate
 from agent.guard import Guard, Sensors
 from agent.journal import EventLine, Journal, Meta
-from agent.overview import engine_statuses, usable_rows
+from agent.overview import engine_statuses, unbatched, usable_rows
 from agent.pool import EnginePool
 from agent.values import Answer, Counters, Event, Explanation, Hold, Status
 from backends.base import Backend, Batch
@@ -87,7 +87,8 @@ class Agent:
                 f"control_period {control_period_s} must be above 0 and queue_limit {queue_limit} at least 0"
             )
         self.bundle, self.goals = bundle, goals.check()
-        self.table = usable_rows(bundle, table, backends, points)
+        engines = usable_rows(bundle, table, backends, points)
+        self.table = unbatched(engines)
         self._journal, self._clock, self._version = journal, clock, version
         self._table_key = hashlib.sha256(msgspec.json.encode(table)).hexdigest()[:16]
         self._policy_options = dict(policy_options or {})
@@ -95,7 +96,7 @@ class Agent:
         self._gate = Gate(queue_limit)
         self._figures = LoadFigures()
         self._pool = EnginePool(
-            bundle, self.table, backends, memory_budget_bytes=memory_budget_bytes, clock=clock, on_event=self._emit
+            bundle, engines, backends, memory_budget_bytes=memory_budget_bytes, clock=clock, on_event=self._emit
         )
         self._guard = Guard(self.table, bundle.ladder.names, goals, clock=clock, on_event=self._emit)
         self._control = ControlLoop(

@@ -23,6 +23,16 @@ def test_any_number_of_images_is_answered_whatever_the_engines_batch_sizes(make_
     np.testing.assert_array_equal(make_agent().infer(images[:count]).logits, helpers.expected("s100", images[:count]))
 
 
+def test_policies_do_not_count_on_batches_that_are_never_formed_but_large_requests_use_them(
+    make_agent, images, backend
+):
+    agent = make_agent()
+    assert {row.batch_size for row in agent.table.rows} == {1}
+    backend.sizes.clear()
+    agent.infer(images[:5])
+    assert sorted(backend.sizes) == [1, 4]
+
+
 def test_padding_is_cut_off_again(make_agent, bundle, images, helpers, backend):
     agent = make_agent(
         table=helpers.make_table(bundle, batch_sizes=(4,)), policy=helpers.Scripted(helpers.point("s50", 4))
