@@ -40,6 +40,7 @@ _LEAD_S = 1.0  # for loading engines, before midnight
 _LIMIT_C = 70.0
 _COOL_C, _HOT_C = 20.0, 34.0
 _IDLE = 0.2  # idle power of the box over what the largest subnet adds at the usual load
+_BATTERY = 0.7  # of the way from what the smallest subnet draws to what the largest does
 _USUAL = 0.4  # load, as a share of what the largest subnet can do
 # A day in half a minute: everything the policy measures in seconds shrinks with it.
 POLICY_OPTIONS = {
@@ -91,7 +92,8 @@ def plan(table: Table, *, duration_s: float, seed: int = 0) -> Day:
     """A day that asks this machine for choices: bursts above what the largest subnet can do, heat, too small a battery.
 
     The box is a scenario: it idles at a fifth of what the largest subnet adds at the usual load, and its battery holds
-    the mean of what the largest and the smallest subnet would draw over the day. Energies per answer are the table's.
+    what the smallest subnet would draw over the day and seven tenths of what the largest would draw beyond it. Energies
+    per answer are the table's.
     """
     rungs = frontier(table.select())
     largest, batch_size = rungs[-1], rungs[-1].batch_size
@@ -134,14 +136,14 @@ def plan(table: Table, *, duration_s: float, seed: int = 0) -> Day:
 
 
 def _with_battery(table: Table, plant: Plant, trace: Trace, power_w: float) -> Plant:
-    """A battery that holds the mean of what the smallest and the largest subnet would draw over the day."""
+    """A battery too small for the largest subnet all day, and large enough that heat comes into play as well."""
     goals = Goals()
-    needed = [
+    least_j, most_j = (
         simulate(table, trace, create(name, goals), goals, plant, control_period_s=CONTROL_PERIOD_S).energy_j or 0.0
         for name in ("smallest", "largest")
-    ]
+    )
     like = Battery(r0_ohm=0.2 / power_w, r1_ohm=0.1 / power_w, c1_f=trace.duration_s * power_w)
-    capacity_ah = like.capacity_ah * sum(needed) / 2 / like.energy_j
+    capacity_ah = like.capacity_ah * (least_j + _BATTERY * (most_j - least_j)) / like.energy_j
     return msgspec.structs.replace(plant, battery=msgspec.structs.replace(like, capacity_ah=capacity_ah))
 
 
