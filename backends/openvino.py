@@ -88,22 +88,12 @@ class OpenVINOBackend(Backend):
         files = _export_files(bundle, request)
         identity = self._identity()
         key = artifact_key(bundle, request, backend=self.name, export=sorted(files.values()), **identity)
-        final = self.cache / self.name / key
-        if (found := store.find(final, identity)) is not None:
-            return found
-        with store.staging(final) as temporary:
-            _place_ir(bundle, request, files, temporary)
-            classes = _compile(temporary, bundle, request)
-            artifact = Artifact(
-                path=str(final),
-                key=key,
-                backend=self.name,
-                device=self.device,
-                request=request,
-                input_shape=bundle.input.shape,
-                classes=classes,
-            )
-            return store.publish(temporary, artifact, identity)
+
+        def make(folder: Path) -> int:
+            _place_ir(bundle, request, files, folder)
+            return _compile(folder, bundle, request)
+
+        return store.stored(self.cache, self, bundle, request, key, identity, make)
 
     def load(self, artifact: Artifact) -> OpenVINOEngine:
         """An engine on an artifact, after checking every byte of it.

@@ -5,6 +5,7 @@
     <cache>/<backend>/<key>/artifact.json   what it is, what it was built with, SHA-256 of every other file
                             ...             the backend's own files
 
+* :func:`stored`: what a backend's ``build`` comes to: the artifact of a key, made where there is no sound one.
 * :func:`staging`: a temporary directory beside the final one; gone afterwards unless published.
 * :func:`publish`: hashes what was written, adds ``artifact.json`` and renames it into place.
 * :func:`find`: a sound artifact of that key, or None; damage means rebuilding, never loading.
@@ -20,13 +21,13 @@ import contextlib
 import errno
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
-from backends.base import Artifact
-from subnets import EngineError, UnavailableError
+from backends.base import Artifact, Backend, CompileRequest
+from subnets import Bundle, EngineError, UnavailableError
 from subnets.bundle import sha256, write_atomically
 
 SCHEMA = 1
@@ -42,6 +43,45 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     artifact: Artifact
     identity: dict[str, str]
     files: dict[str, str]
+
+
+def stored(
+    cache: Path,
+    backend: Backend,
+    bundle: Bundle,
+    request: CompileRequest,
+    key: str,
+    identity: Mapping[str, str],
+    make: Callable[[Path], int],
+) -> Artifact:
+    """The artifact of a key: the one in the cache, if it is sound, else a new one.
+
+    Args:
+        cache: where artifacts lie.
+        backend: whose artifact it is.
+        bundle: what is built from.
+        request: checked.
+        key: of all that the artifact depends on, see :func:`backends.base.artifact_key`.
+        identity: library and device it is built with.
+        make: writes the backend's own files into the directory it is given, and returns the number of classes.
+
+    Raises:
+        UnavailableError: the cache cannot be written.
+    """
+    final = cache / backend.name / key
+    if (found := find(final, identity)) is not None:
+        return found
+    with staging(final) as temporary:
+        artifact = Artifact(
+            path=str(final),
+            key=key,
+            backend=backend.name,
+            device=backend.device,
+            request=request,
+            input_shape=bundle.input.shape,
+            classes=make(temporary),
+        )
+        return publish(temporary, artifact, identity)
 
 
 @contextlib.contextmanager

@@ -111,22 +111,13 @@ class TensorRTBackend(Backend):
         request = requests.checked(bundle, request, offered)
         files = _export_files(bundle, request)
         key = artifact_key(bundle, request, backend=self.name, export=sorted(files.values()), **found)
-        final = self.cache / self.name / key
-        if (stored := store.find(final, found)) is not None:
-            return stored
-        with store.staging(final) as temporary:
-            plan, classes = self._plan(bundle, request, temporary)
-            (temporary / _PLAN).write_bytes(plan)
-            artifact = Artifact(
-                path=str(final),
-                key=key,
-                backend=self.name,
-                device=self.device,
-                request=request,
-                input_shape=bundle.input.shape,
-                classes=classes,
-            )
-            return store.publish(temporary, artifact, found)
+
+        def make(folder: Path) -> int:
+            plan, classes = self._plan(bundle, request, folder)
+            (folder / _PLAN).write_bytes(plan)
+            return classes
+
+        return store.stored(self.cache, self, bundle, request, key, found, make)
 
     def load(self, artifact: Artifact) -> TensorRTEngine:
         """An engine on an artifact, after checking every byte of it.

@@ -135,24 +135,14 @@ class TorchBackend(Backend):
         request = requests.checked(bundle, request, self.precisions())
         pointer = Pointer.to(bundle)
         key = artifact_key(bundle, request, backend=self.name, path=pointer.path, **identity)
-        final = self.cache / self.name / key
-        if (found := store.find(final, identity)) is not None:
-            return found
-        with _shared_weights(pointer) as shared, store.staging(final) as temporary:
-            pointer.write(temporary)
+
+        def make(folder: Path) -> int:
+            pointer.write(folder)
             torch = load_torch()
-            with torch.inference_mode():
-                classes = shared.supernet(torch.zeros(1, *bundle.input.shape), request.subnet).shape[1]
-            artifact = Artifact(
-                path=str(final),
-                key=key,
-                backend=self.name,
-                device=self.device,
-                request=request,
-                input_shape=bundle.input.shape,
-                classes=classes,
-            )
-            return store.publish(temporary, artifact, identity)
+            with _shared_weights(pointer) as shared, torch.inference_mode():
+                return int(shared.supernet(torch.zeros(1, *bundle.input.shape), request.subnet).shape[1])
+
+        return store.stored(self.cache, self, bundle, request, key, identity, make)
 
     def load(self, artifact: Artifact) -> TorchEngine:
         """An engine on the bundle the artifact points to.

@@ -121,24 +121,14 @@ class TorchCudaBackend(Backend):
         request = requests.checked(bundle, request, self.precisions())
         pointer = Pointer.to(bundle)
         key = artifact_key(bundle, request, backend=self.name, path=pointer.path, **found)
-        final = self.cache / self.name / key
-        if (stored := store.find(final, found)) is not None:
-            return stored
-        torch = load_torch()
-        with store.staging(final) as temporary:
-            pointer.write(temporary)
+
+        def make(folder: Path) -> int:
+            pointer.write(folder)
+            torch = load_torch()
             with torch.inference_mode():
-                classes = _network(torch, bundle, request.subnet)(torch.zeros(1, *bundle.input.shape)).shape[1]
-            artifact = Artifact(
-                path=str(final),
-                key=key,
-                backend=self.name,
-                device=self.device,
-                request=request,
-                input_shape=bundle.input.shape,
-                classes=classes,
-            )
-            return store.publish(temporary, artifact, found)
+                return int(_network(torch, bundle, request.subnet)(torch.zeros(1, *bundle.input.shape)).shape[1])
+
+        return store.stored(self.cache, self, bundle, request, key, found, make)
 
     def load(self, artifact: Artifact) -> TorchCudaEngine:
         """An engine on the bundle the artifact points to.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import msgspec
 
 from calibration.table import Table
 from policies.base import Conditions, Decision, Goals
-from policies.memory import dump, load
+from policies.remembering import Remembering
 from policies.rungs import RungPolicy, Where, require
 
 
@@ -20,7 +19,7 @@ class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     violated: bool = False  # in the window under way
 
 
-class Aimd(RungPolicy):
+class Aimd(RungPolicy, Remembering[_Memory]):
     """One rung up after some clean windows, half the rungs down on a violation.
 
     ::
@@ -50,7 +49,7 @@ class Aimd(RungPolicy):
         require(0 < window_s < math.inf, self.name, "window_s", window_s, "a time above 0 seconds")
         require(clean_windows >= 1, self.name, "clean_windows", clean_windows, "a whole number from 1")
         self.window_s, self.clean_windows = window_s, clean_windows
-        self._memory = _Memory()
+        self._remember(_Memory)
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
         """The level after this moment."""
@@ -74,18 +73,6 @@ class Aimd(RungPolicy):
         words = f"aimd: {state}: {rungs.labels[level]}"
         bound = bound if wrong else "dwell"
         return rungs.choose(level, words, bound if level < top else "none", urgent=bool(wrong) and bound != "deadline")
-
-    def reset(self) -> None:
-        """Back to the bottom."""
-        self._memory = _Memory()
-
-    def state(self) -> dict[str, Any]:
-        """The level and the windows."""
-        return dump(self._memory)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state."""
-        self._memory = load(_Memory, state, self.name)
 
     def _violation(self, conditions: Conditions) -> tuple[str, str]:
         """What is going wrong, in words, and its bound."""

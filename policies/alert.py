@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import Any
 
 import msgspec
 
@@ -12,7 +11,7 @@ from calibration.table import Table
 from policies.base import Conditions, Decision, Goals
 from policies.kalman import SlowdownFilter
 from policies.load import LoadModel, load_model
-from policies.memory import dump, load
+from policies.remembering import Remembering
 from policies.rungs import PerTable, RungPolicy, Rungs, Where, require, rungs_of
 from policies.watts import PowerModel, power_model
 
@@ -24,7 +23,7 @@ class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     filter: SlowdownFilter = msgspec.field(default_factory=SlowdownFilter)
 
 
-class Alert(RungPolicy):
+class Alert(RungPolicy, Remembering[_Memory]):
     """Expected accuracy under a Kalman-filtered slowdown; an energy goal bounds what a period may cost.
 
     One factor ``xi ~ N(mu, sigma^2)`` corrects all rows (:mod:`policies.kalman`). With the calibrated time ``t_i``, the
@@ -55,7 +54,7 @@ class Alert(RungPolicy):
         self.late_worth = late_worth
         self._load: PerTable[LoadModel] = PerTable(lambda table: load_model(self._rungs(table), goals))
         self._model: PerTable[PowerModel] = PerTable(lambda t: power_model(self._rungs(t), t.idle_power_w))
-        self._memory = _Memory()
+        self._remember(_Memory)
 
     def _find(self, table: Table) -> Rungs:
         return rungs_of(table, self.where, self.goals.min_accuracy)  # what to maximise is weighed here, not there
@@ -98,18 +97,6 @@ class Alert(RungPolicy):
         words = f"{rungs.labels[chosen]} is in time with {100 * chance[chosen]:.1f} %"
         words += f" at slowdown {mu:.2f} ± {deviation:.2f}"
         return rungs.choose(chosen, f"alert: {words}{word}", bound, urgent=bool(word))
-
-    def reset(self) -> None:
-        """Forgets the slowdown."""
-        self._memory = _Memory()
-
-    def state(self) -> dict[str, Any]:
-        """The filter."""
-        return dump(self._memory)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved filter."""
-        self._memory = load(_Memory, state, self.name)
 
     def _chance(self, index: int, model: LoadModel, rate: float, waiting: int, rungs: Rungs) -> float:
         """Probability of an answer in time."""

@@ -12,7 +12,8 @@ from calibration.table import Table
 from policies.base import Conditions, Decision, Goals
 from policies.budget import BudgetMemory, budget
 from policies.load import LoadModel, load_model
-from policies.memory import dump, load
+from policies.memory import load
+from policies.remembering import Remembering
 from policies.rungs import PerTable, RungPolicy, Where, require
 from policies.watts import PowerModel, power_model
 from subnets.errors import InputError
@@ -38,7 +39,7 @@ class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     budget: BudgetMemory = msgspec.field(default_factory=BudgetMemory)
 
 
-class Bandit(RungPolicy):
+class Bandit(RungPolicy, Remembering[_Memory]):
     """LinUCB on what the table gets wrong, with a price on energy, within a safety mask.
 
     Context ``x = (1, load, heat, slowdown)``, each about 0 to 1. For each rung that the mask allows, what is learnt is
@@ -93,7 +94,7 @@ class Bandit(RungPolicy):
         self.alpha, self.eta, self.gamma = alpha, eta, gamma
         self._load: PerTable[LoadModel] = PerTable(lambda table: load_model(self._rungs(table), goals))
         self._model: PerTable[PowerModel] = PerTable(lambda t: power_model(self._rungs(t), t.idle_power_w))
-        self._memory = _Memory()
+        self._remember(_Memory)
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
         """The rung with the best optimistic reward at the price of now."""
@@ -139,14 +140,6 @@ class Bandit(RungPolicy):
             bound if chosen < top else "none",
             urgent=bound == "thermal" or plan.gone,
         )
-
-    def reset(self) -> None:
-        """Forgets all that was learnt."""
-        self._memory = _Memory()
-
-    def state(self) -> dict[str, Any]:
-        """The sums of every rung, the price and the last context."""
-        return dump(self._memory)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from saved sums."""

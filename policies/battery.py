@@ -7,7 +7,6 @@ latency or heat.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import msgspec
 
@@ -15,7 +14,7 @@ from calibration.table import Table
 from policies.base import Conditions, Decision, Goals
 from policies.budget import Budget, BudgetMemory, budget
 from policies.hull import concave_hull
-from policies.memory import dump, load
+from policies.remembering import Remembering
 from policies.rungs import PerTable, RungPolicy, Rungs, Where, require
 from policies.watts import PowerModel, power_model
 from policies.wording import energy
@@ -32,7 +31,7 @@ class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     saved_j: float = 0.0  # what the mix has saved against the budget so far
 
 
-class Battery(RungPolicy):
+class Battery(RungPolicy, Remembering[_Memory]):
     """Spends what is in the battery evenly over the answers until ``last_until_s``, at the best accuracy that buys.
 
     A receding plan: at every decision the whole time left is planned anew. With ``n_k`` requests ahead in epoch k and
@@ -63,7 +62,7 @@ class Battery(RungPolicy):
         self.mix_s = mix_s
         self._model: PerTable[PowerModel] = PerTable(lambda t: power_model(self._rungs(t), t.idle_power_w))
         self._hull: PerTable[tuple[int, ...]] = PerTable(self._find_hull)
-        self._memory = _Memory()
+        self._remember(_Memory)
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
         """The most accurate rung, or mix of two, within the power budget."""
@@ -84,7 +83,7 @@ class Battery(RungPolicy):
             return self._best_effort(rungs, thriftiest, plan.why)
         if min(plan.watts_ahead) > plan.mean_w:
             needs = f"{rungs.labels[thriftiest]} needs {plan.watts_ahead[thriftiest]:.1f} W at {plan.rate_hz:.1f}/s"
-            return self._best_effort(rungs, thriftiest, f"{plan.allows}, even {needs}")
+            return self._best_effort(rungs, thriftiest, f"{plan.allows_ahead}, even {needs}")
         if plan.watts[top] <= plan.budget_w:
             chosen = better = top
             memory.seen_s, memory.saved_j = None, 0.0
@@ -99,18 +98,6 @@ class Battery(RungPolicy):
         if chosen == better and plan.watts[better] > plan.budget_w:
             needs += f", spending the {energy(memory.saved_j)} saved"
         return rungs.choose(chosen, f"battery: {plan.allows}; {needs}", "battery" if chosen < top else "none")
-
-    def reset(self) -> None:
-        """Forgets base power, load and the mix."""
-        self._memory = _Memory()
-
-    def state(self) -> dict[str, Any]:
-        """Base power, load and the mix."""
-        return dump(self._memory)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state."""
-        self._memory = load(_Memory, state, self.name)
 
     def _find_hull(self, table: Table) -> tuple[int, ...]:
         """Rungs worth mixing; with no energies known, the ladder itself."""

@@ -62,8 +62,16 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def allows(self) -> str:
-        """``60 % left for 1.0 h allows 4.4 W``."""
-        return f"{self.left} for {duration(self.remaining_s)} allows {max(0.0, self.mean_w):.1f} W"
+        """``60 % left for 1.0 h allows 4.4 W``: of the power now, to set beside ``watts``."""
+        return self._allows(self.budget_w)
+
+    @property
+    def allows_ahead(self) -> str:
+        """The same of the mean over the time left, to set beside ``watts_ahead``."""
+        return self._allows(self.mean_w)
+
+    def _allows(self, power_w: float) -> str:
+        return f"{self.left} for {duration(self.remaining_s)} allows {max(0.0, power_w):.1f} W"
 
 
 class _Draw(msgspec.Struct, frozen=True):

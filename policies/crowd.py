@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import msgspec
 
 from calibration.table import Table
 from policies.base import Conditions, Decision, Goals
-from policies.memory import Smoothed, dump, load
+from policies.memory import Smoothed
 from policies.queueplan import QueuePlans
+from policies.remembering import Remembering
 from policies.rungs import RungPolicy, Where
 
 _SMOOTH_S = 10.0
@@ -23,7 +23,7 @@ class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     bins: tuple[int, int] | None = None
 
 
-class Crowd(RungPolicy):
+class Crowd(RungPolicy, Remembering[_Memory]):
     """The most accurate rung that the solved queue has any use for, at three quarters of the load.
 
     Below it :mod:`policies.queueplan` chooses by slack. The ceiling need not follow the load closely then: it only
@@ -40,7 +40,7 @@ class Crowd(RungPolicy):
     def __init__(self, goals: Goals, plans: QueuePlans, *, where: Where | None = None) -> None:
         super().__init__(goals, where=where)
         self._plans = plans
-        self._memory = _Memory()
+        self._remember(_Memory)
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
         """The ceiling of this load."""
@@ -62,15 +62,3 @@ class Crowd(RungPolicy):
         if hopeless:
             words = f"best effort, answers will be late at {rate:.1f}/s"
         return rungs.choose(chosen, f"load: {words}", "throughput" if chosen < top else "none", urgent=hopeless)
-
-    def reset(self) -> None:
-        """Forgets the rate."""
-        self._memory = _Memory()
-
-    def state(self) -> dict[str, Any]:
-        """The rate and its bin."""
-        return dump(self._memory)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved rate."""
-        self._memory = load(_Memory, state, self.name)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import msgspec
 
 from calibration.table import Table
 from policies.base import Conditions, Decision, Goals
 from policies.load import LoadModel, load_model
-from policies.memory import Smoothed, dump, load
+from policies.memory import Smoothed
+from policies.remembering import Remembering
 from policies.rungs import PerTable, RungPolicy, Where, require
 
 _STEP = 1.1  # ratio between neighbouring bins of load and of slowdown
@@ -20,7 +20,7 @@ class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     rate_hz: Smoothed = msgspec.field(default_factory=Smoothed)
 
 
-class Effective(RungPolicy):
+class Effective(RungPolicy, Remembering[_Memory]):
     """The rung with the best accuracy times share of answers on time, looked up by load.
 
     ::
@@ -46,7 +46,7 @@ class Effective(RungPolicy):
         self.smooth_s = smooth_s
         self._load: PerTable[LoadModel] = PerTable(lambda table: load_model(self._rungs(table), goals))
         self._best: PerTable[dict[tuple[int, int], tuple[int, float]]] = PerTable(lambda _: {})
-        self._memory = _Memory()
+        self._remember(_Memory)
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
         """The rung of this bin."""
@@ -68,18 +68,6 @@ class Effective(RungPolicy):
         if chosen < top:
             bound = "throughput" if self.goals.deadline_ms is None else "deadline"
         return rungs.choose(chosen, f"effective: {words}", bound, urgent=hopeless)
-
-    def reset(self) -> None:
-        """Forgets the rate."""
-        self._memory = _Memory()
-
-    def state(self) -> dict[str, Any]:
-        """The rate."""
-        return dump(self._memory)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved rate."""
-        self._memory = load(_Memory, state, self.name)
 
     def _look_up(self, table: Table, rate_bin: int, slow_bin: int) -> tuple[int, float]:
         """Rung and effective accuracy of a bin; worked out once."""

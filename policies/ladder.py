@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import msgspec
 
@@ -11,7 +10,7 @@ from calibration.table import Table
 from policies.base import Conditions, Decision, Goals
 from policies.headroom import LOOKS_AT, HeadroomMemory, headrooms
 from policies.load import LoadModel, load_model
-from policies.memory import dump, load
+from policies.remembering import Remembering
 from policies.rungs import PerTable, RungPolicy, Where, require
 from policies.watts import PowerModel, power_model
 
@@ -24,7 +23,7 @@ class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     seen: HeadroomMemory = msgspec.field(default_factory=HeadroomMemory)
 
 
-class Ladder(RungPolicy):
+class Ladder(RungPolicy, Remembering[_Memory]):
     """One step down when any headroom is small, one step up when all are large and will stay so.
 
     With ``h_i`` the least headroom of rung i over load, deadline, heat, power and battery
@@ -70,7 +69,7 @@ class Ladder(RungPolicy):
         self.h_lo, self.h_hi, self.down_votes, self.up_votes, self.stay_s = h_lo, h_hi, down_votes, up_votes, stay_s
         self._load: PerTable[LoadModel] = PerTable(lambda table: load_model(self._rungs(table), goals))
         self._model: PerTable[PowerModel] = PerTable(lambda t: power_model(self._rungs(t), t.idle_power_w))
-        self._memory = _Memory()
+        self._remember(_Memory)
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
         """The level after at most one step."""
@@ -101,15 +100,3 @@ class Ladder(RungPolicy):
         memory.level = target
         bound = ("throughput" if bound == "none" else bound) if target < top else "none"
         return rungs.choose(target, f"ladder: {state}: {rungs.labels[target]}", bound, urgent=urgent)
-
-    def reset(self) -> None:
-        """Back to the top, with nothing learnt."""
-        self._memory = _Memory()
-
-    def state(self) -> dict[str, Any]:
-        """The level, the votes and what was learnt."""
-        return dump(self._memory)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state."""
-        self._memory = load(_Memory, state, self.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import msgspec
 
@@ -11,7 +10,7 @@ from calibration.table import Table
 from policies.base import Conditions, Decision, Goals
 from policies.headroom import LOOKS_AT, HeadroomMemory, headrooms
 from policies.load import LoadModel, load_model
-from policies.memory import dump, load
+from policies.remembering import Remembering
 from policies.rungs import PerTable, RungPolicy, Where, require
 from policies.watts import PowerModel, power_model
 
@@ -25,7 +24,7 @@ class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     seen: HeadroomMemory = msgspec.field(default_factory=HeadroomMemory)
 
 
-class Lyapunov(RungPolicy):
+class Lyapunov(RungPolicy, Remembering[_Memory]):
     """The rung with the least ``-V accuracy + sum of price times overshoot``, prices being virtual queues.
 
     With ``h_ic`` the headroom of rung i under constraint c (:mod:`policies.headroom`: load, deadline, heat 30 s ahead,
@@ -55,7 +54,7 @@ class Lyapunov(RungPolicy):
         self.v, self.switching = v, switching
         self._load: PerTable[LoadModel] = PerTable(lambda table: load_model(self._rungs(table), goals))
         self._model: PerTable[PowerModel] = PerTable(lambda t: power_model(self._rungs(t), t.idle_power_w))
-        self._memory = _Memory()
+        self._remember(_Memory)
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
         """The rung with the least drift plus penalty."""
@@ -94,15 +93,3 @@ class Lyapunov(RungPolicy):
         elif bound == "none":
             bound = "dwell"
         return rungs.choose(chosen, f"lyapunov: {state}: {rungs.labels[chosen]}", bound, urgent=urgent)
-
-    def reset(self) -> None:
-        """All prices are zero again."""
-        self._memory = _Memory()
-
-    def state(self) -> dict[str, Any]:
-        """The prices and what was learnt."""
-        return dump(self._memory)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from saved prices."""
-        self._memory = load(_Memory, state, self.name)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import msgspec
 
 from calibration.table import Table
-from policies.base import Conditions, Decision, Goals, Policy
-from policies.memory import Smoothed, dump, load
+from policies.base import Conditions, Decision, Goals
+from policies.memory import Smoothed
 from policies.queueplan import QueuePlans
+from policies.remembering import Remembering
 from policies.rungs import Where, require
 
 _HOPELESS = 0.5  # share of the least accuracy, below which answers are late whatever is done
@@ -21,7 +21,7 @@ class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     bins: tuple[int, int] | None = None
 
 
-class Mdp(Policy):
+class Mdp(Remembering[_Memory]):
     """A slack plan that is the solved Markov decision process of the queue, for the load of now.
 
     State: the wait ``w`` of the oldest request when the server becomes free. Actions: the table's rows, (subnet,
@@ -51,7 +51,7 @@ class Mdp(Policy):
         require(1 <= caution < math.inf, self.name, "caution", caution, "a factor from 1")
         self.smooth_s, self.caution = smooth_s, caution
         self._plans = QueuePlans(goals, where or Where())
-        self._memory = _Memory()
+        self._remember(_Memory)
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
         """The plan of this bin; its most accurate row is the ceiling."""
@@ -78,15 +78,3 @@ class Mdp(Policy):
         if shelf.short:
             words, bound = f"{words}; {shelf.short}", "accuracy" if bound == "none" else bound
         return Decision(point=row.point, reason=words, bound=bound, urgent=hopeless, slack_plan=planned.steps)
-
-    def reset(self) -> None:
-        """Forgets the rate."""
-        self._memory = _Memory()
-
-    def state(self) -> dict[str, Any]:
-        """The rate and its bin."""
-        return dump(self._memory)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved rate."""
-        self._memory = load(_Memory, state, self.name)

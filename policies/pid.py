@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import msgspec
 
 from calibration.table import Table
 from policies.base import Conditions, Decision, Goals
 from policies.heat import HeatMemory, identified, observe
-from policies.memory import dump, load
+from policies.remembering import Remembering
 from policies.rungs import PerTable, RungPolicy, Rungs, Where, require
 from policies.watts import PowerModel, power_model
 
@@ -28,7 +27,7 @@ class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     heat: HeatMemory = msgspec.field(default_factory=HeatMemory)
 
 
-class Pid(RungPolicy):
+class Pid(RungPolicy, Remembering[_Memory]):
     """A PID power budget at the temperature limit, mixed from two rungs by sigma-delta.
 
     With ``e = T_control - T`` and the control temperature 2 degrees below the limit, the kernel's *power allocator*::
@@ -72,7 +71,7 @@ class Pid(RungPolicy):
         require(0 <= stay_s < math.inf, self.name, "stay_s", stay_s, "a time from 0 seconds")
         self.on_c, self.sustainable_w, self.stay_s = on_c, sustainable_w, stay_s
         self._model: PerTable[PowerModel] = PerTable(lambda t: power_model(self._rungs(t), t.idle_power_w))
-        self._memory = _Memory()
+        self._remember(_Memory)
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
         """The rung whose turn it is within the budget."""
@@ -102,18 +101,6 @@ class Pid(RungPolicy):
         if wanted > level and not stayed:
             wanted = level
         return self._go(rungs, wanted, conditions, words, urgent=bool(conditions.throttled))
-
-    def reset(self) -> None:
-        """Forgets integral, debts and the node."""
-        self._memory = _Memory()
-
-    def state(self) -> dict[str, Any]:
-        """Integral, debts and the node."""
-        return dump(self._memory)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state."""
-        self._memory = load(_Memory, state, self.name)
 
     def _watts(self, model: PowerModel, conditions: Conditions) -> tuple[float, ...] | None:
         """Power of every rung: at the arrival rate where energies are known, else back to back."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from calibration.table import Table
 from policies.base import Conditions, Decision, Goals
-from policies.memory import Smoothed, dump, load
+from policies.memory import Smoothed
+from policies.remembering import Remembering
 from policies.rungs import PerTable, RungPolicy, Where
 from policies.watts import PowerModel, power_model
 
@@ -19,7 +18,7 @@ class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     excess_w: Smoothed = msgspec.field(default_factory=Smoothed)
 
 
-class Power(RungPolicy):
+class Power(RungPolicy, Remembering[_Memory]):
     """The most accurate rung whose calibrated power, back to back, stays below the cap.
 
     The cap protects a supply, and a supply sees each batch: so the power of a rung at work counts, not its average at
@@ -34,7 +33,7 @@ class Power(RungPolicy):
     def __init__(self, goals: Goals, *, where: Where | None = None) -> None:
         super().__init__(goals, where=where)
         self._model: PerTable[PowerModel] = PerTable(lambda t: power_model(self._rungs(t), t.idle_power_w))
-        self._memory = _Memory()
+        self._remember(_Memory)
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
         """The most accurate rung below the cap; the thriftiest, as best effort, when none is."""
@@ -62,15 +61,3 @@ class Power(RungPolicy):
         if chosen < top:
             draws += f"; {rungs.labels[chosen + 1]} would draw {busy_w[chosen + 1]:.1f} W"
         return rungs.choose(chosen, f"power: {draws}", "power" if chosen < top else "none", urgent=urgent)
-
-    def reset(self) -> None:
-        """Forgets what others draw."""
-        self._memory = _Memory()
-
-    def state(self) -> dict[str, Any]:
-        """What others draw."""
-        return dump(self._memory)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state."""
-        self._memory = load(_Memory, state, self.name)

@@ -8,14 +8,14 @@ nothing of load or battery.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import msgspec
 
 from calibration.table import Table
 from policies.base import Conditions, Decision, Goals
 from policies.heat import HeatMemory, HeatModel, identified, observe
-from policies.memory import Smoothed, dump, load
+from policies.memory import Smoothed
+from policies.remembering import Remembering
 from policies.rungs import PerTable, RungPolicy, Where, require
 from policies.watts import PowerModel, power_model
 from policies.wording import duration
@@ -45,7 +45,7 @@ class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     filtered_s: float = 0.0
 
 
-class Thermal(RungPolicy):
+class Thermal(RungPolicy, Remembering[_Memory]):
     """Steps a ceiling down before the limit is reached, and up again when the model says that it will hold.
 
     *Once the device is identified* as one thermal node, from its own temperature and power, ``T_i(s)`` is the forecast
@@ -125,7 +125,7 @@ class Thermal(RungPolicy):
         self.margin_c = margin_c
         self.settle_s, self.clear_s, self.degrees_per_watt = settle_s, clear_s, degrees_per_watt
         self._model: PerTable[PowerModel] = PerTable(lambda t: power_model(self._rungs(t), t.idle_power_w))
-        self._memory = _Memory()
+        self._remember(_Memory)
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
         """The ceiling after at most one step, or at the bottom when the limit is reached."""
@@ -234,18 +234,6 @@ class Thermal(RungPolicy):
             expected = node.forecast_c(before, power_w, elapsed)
             memory.filtered_c = expected - math.expm1(-elapsed * _FILTERS / self.forecast_s) * (measured - expected)
         return memory.filtered_c
-
-    def reset(self) -> None:
-        """Forgets temperatures, steps and the identified degrees per watt."""
-        self._memory = _Memory()
-
-    def state(self) -> dict[str, Any]:
-        """The ladder's level and what was learnt of the heat."""
-        return dump(self._memory)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved level."""
-        self._memory = load(_Memory, state, self.name)
 
     def _down(self, now: float, level: int, running: int) -> int:
         """One below what runs, unless the last step is too recent to have shown its effect."""
