@@ -123,7 +123,7 @@ def _usable(table: Table, precision: str) -> Table:
 
 
 def _played(folder: Path) -> tuple[Session, ...]:
-    """The sessions of the phases; the first is of what is measured before."""
+    """What the journal holds of the phases; its first part is of what was measured before them."""
     return read([folder / "journal.jsonl"]).sessions[1:]
 
 
