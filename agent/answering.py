@@ -186,6 +186,10 @@ class Answering:
             queue_ms=(began_s - arrived_s) * 1000,
             infer_ms=infer_ms,
             reason=active.reason,
+            bound=active.bound,
+            accuracy=active.row.accuracy,
+            energy_j=None if active.row.energy_j is None else active.row.energy_j * len(batch),
+            energy_source=active.row.energy_source,
         )
 
     def _rescue_or_count(

@@ -21,7 +21,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Logits for one request.
 
     ``queue_ms`` is the wait for the engine, ``infer_ms`` the time from there to the logits, a failed first attempt
-    included. ``reason`` is why this operating point was in use.
+    included. ``reason`` is why this operating point was in use, ``bound`` the constraint behind it. Accuracy and energy
+    are the table's.
     """
 
     logits: Batch  # float32 [N, classes]
@@ -30,6 +31,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     queue_ms: float
     infer_ms: float
     reason: str
+    bound: str
+    accuracy: float  # expected, share 0..1
+    energy_j: float | None  # gross, for the whole request; None = unmeasurable here
+    energy_source: str  # as in calibration.table.Row.energy_source
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
