@@ -18,6 +18,7 @@ from agent.guard import Guard
 from agent.journal import BatchLine, Journal
 from agent.pool import Active, EngineKey, EnginePool, Resident, Retired, engine_key
 from agent.rescue import Rescue
+from agent.tallies import Tallies
 from agent.values import Answer
 from backends.base import Batch
 from calibration.table import Table
@@ -56,6 +57,7 @@ class Answering:
     ) -> None:
         self.deadline_ms = deadline_ms
         self.failed = 0
+        self.tallies = Tallies()
         self._shape, self._table, self._pool, self._guard = shape, table, pool, guard
         self._control, self._figures, self._gate, self._journal, self._clock = control, figures, gate, journal, clock
         self._rescue = Rescue(pool, guard, control.apply)
@@ -178,6 +180,7 @@ class Answering:
         # A rescued answer's time holds the failed attempt: it says nothing of the engine that answered.
         expected_ms = active.resident.plan(len(batch)).expected_ms if active is chosen else 0.0
         self._figures.answered(done_s, active.point, len(batch), infer_ms, expected_ms, on_time)
+        self.tallies.answered(active.point, len(batch), (began_s - arrived_s) * 1000, infer_ms)
         self._journal_batch(active, batch, arrived_s, began_s, done_s, deadline_ms, ok=True)
         return Answer(
             logits=logits,

@@ -270,7 +270,8 @@ class ControlLoop:
         self.switches += before is not None
         if self._journal is not None:
             self._journal.write(SwitchLine(from_=source, to=row.point, reason=active.reason, ms=ms))
-        self._on_event("switch", {"from": source, "to": row.point, "reason": active.reason, "ms": round(ms, 3)})
+        told = {"from": source, "to": row.point, "reason": active.reason, "bound": active.bound, "ms": round(ms, 3)}
+        self._on_event("switch", told)
         self._prefetch(resident.key)
 
     def _request(self, row: Row) -> None:

@@ -12,6 +12,7 @@ configuration or processes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 import time
@@ -29,6 +30,7 @@ from agent.guard import Guard, Sensors
 from agent.journal import EventLine, Journal, Meta
 from agent.overview import engine_statuses, unbatched, usable_rows
 from agent.pool import EnginePool
+from agent.tallies import Tallies
 from agent.values import Answer, Counters, Event, Explanation, Hold, Status
 from backends.base import Backend, Batch
 from calibration.table import Table
@@ -93,6 +95,7 @@ class Agent:
         self._table_key = hashlib.sha256(msgspec.json.encode(table)).hexdigest()[:16]
         self._policy_options = dict(policy_options or {})
         self._callbacks: list[Callable[[Event], None]] = []
+        self._on_tick: list[Callable[[], None]] = []
         self._gate = Gate(queue_limit)
         self._figures = LoadFigures()
         self._pool = EnginePool(
@@ -137,7 +140,7 @@ class Agent:
             EngineError: no engine could be loaded.
         """
         if self._journal is not None:
-            self._journal.start(on_stop=lambda why: self._emit("journal_stopped", {"error": why}))
+            self._journal.start(on_event=self._emit)
             self._write_meta()
         try:
             self._control.start()
@@ -199,6 +202,11 @@ class Agent:
         return self._state == "running" and self._pool.answering
 
     @property
+    def tallies(self) -> Tallies:
+        """What was answered so far, per operating point."""
+        return self._answering.tallies
+
+    @property
     def classes(self) -> int:
         """How many logits an answer has; 0 before the first engine is loaded."""
         active = self._pool.current
@@ -253,8 +261,9 @@ class Agent:
         self._callbacks.append(callback)
 
     def on_tick(self, callback: Callable[[], None]) -> None:
-        """Calls back after every control period that succeeded: what a watchdog is to be fed from."""
-        self._control.on_tick = callback
+        """Calls back after every control period that succeeded: what a watchdog is to be fed from. Must be quick."""
+        self._on_tick.append(callback)
+        self._control.on_tick = self._ticked
 
     def explain(self, last: int = 1) -> list[Explanation]:
         """The last decisions that differed from the one before, oldest first."""
@@ -301,6 +310,11 @@ class Agent:
             slowdown=self._figures.slowdowns(now_s),
             journal=self._journal.status() if self._journal is not None else None,
         )
+
+    def _ticked(self) -> None:
+        for callback in self._on_tick:
+            with contextlib.suppress(Exception):  # the listener's own affair
+                callback()
 
     def _write_meta(self) -> None:
         if self._journal is None:
