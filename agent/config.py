@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from agent import quantities
+from agent.logs import Form
 from policies.base import Goals, Maximise
 from subnets.errors import InputError
 
@@ -49,6 +50,7 @@ class AgentSection(Section, frozen=True, kw_only=True):
     journal_size: Quantity = "16MiB"  # of one file before it is compressed
     journal_keep: int = 16  # compressed files
     dry_run: bool = False
+    log_format: Form = "auto"  # or "text", "json"
 
 
 class GoalsSection(Section, frozen=True, kw_only=True):

@@ -1,7 +1,8 @@
 """``gearshift run``: from a configuration to a serving agent, and back to silence when told.
 
 * :func:`assemble`: bundle, table, backends, policy, sensors and journal into an :class:`Agent`; all checks are here.
-* :class:`Service`: lock, sockets, server, signals, systemd; SIGTERM drains, SIGHUP reloads.
+* :class:`Service`: lock, sockets, server, signals, systemd; SIGTERM drains, SIGHUP reloads, SIGUSR1 tells
+  the status.
 
 Knows nothing of the command line: the configuration arrives parsed, what happens is told through a callback.
 """
@@ -173,7 +174,7 @@ class Service:
         serve = self._config.serve
         if not serve.host and not serve.socket:
             raise InputError("nowhere to listen: serve.host and serve.socket are both empty; give one")
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
         with Instance() as instance:
             agent = assemble(self._config, force=self._force, tell=self._tell)
@@ -217,6 +218,8 @@ class Service:
                     agent.on_tick(_feed_watchdog)
                 notify("READY=1", f"STATUS={agent.status().point}")
                 self._tell("listening", msgspec.to_builtins(running))
+                if self._config.agent.dry_run:
+                    self._tell("dry_run", {"point": agent.status().point})
                 try:
                     self._wait(agent, thread)
                 finally:
@@ -236,7 +239,11 @@ class Service:
             self._wake.wait(1.0)
             self._wake.clear()
             while self._signals:
-                if self._signals.pop(0) != signal.SIGHUP:
+                number = self._signals.pop(0)
+                if number == signal.SIGUSR1:
+                    self._tell("status", msgspec.to_builtins(agent.status()))
+                    continue
+                if number != signal.SIGHUP:
                     return
                 notify_reloading()
                 self._apply(agent)

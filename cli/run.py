@@ -7,19 +7,6 @@ from typing import Any
 
 import click
 
-_LOUD = {
-    "engine_failed": "red",
-    "policy_failed": "red",
-    "sensor_failed": "yellow",
-    "sensor_lost": "yellow",
-    "control_failed": "red",
-    "journal_stopped": "red",
-    "reload_refused": "red",
-    "mismatch": "yellow",
-    "backend_unavailable": "yellow",
-    "over_budget": "yellow",
-}
-
 
 @click.command("run")
 @click.argument("bundle", required=False, type=click.Path(file_okay=False))
@@ -43,6 +30,11 @@ _LOUD = {
 @click.option("--socket", help="Listen on this Unix socket too.")
 @click.option("--journal", type=click.Path(file_okay=False), help="Record conditions, decisions and answers here.")
 @click.option("--dry-run", is_flag=True, help="Tell decisions without acting on them.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "text", "json"]),
+    help="Of the log on stderr; auto: colours on a terminal, priorities for systemd's journal.",
+)
 @click.option("--force", is_flag=True, help="Use a table of another bundle or machine all the same.")
 def command(
     bundle: str | None,
@@ -56,7 +48,7 @@ def command(
 ) -> None:
     """Answers requests with the subnet that battery, heat and load allow, until SIGTERM or Ctrl-C.
 
-    SIGHUP reads the configuration again; goals and policy are taken up at once.
+    SIGHUP reads the configuration again; goals and policy are taken up at once. SIGUSR1 logs the status.
 
     \b
     Example:
@@ -66,7 +58,7 @@ def command(
     """
     import os
 
-    from agent import config
+    from agent import config, logs
     from agent.service import Service
 
     flags = {_KEYS.get(name, f"agent.{name}"): value for name, value in settings.items()}
@@ -81,7 +73,9 @@ def command(
     def read() -> config.Config:
         return config.load(config_file, environment=os.environ, flags=flags)
 
-    Service(read(), force=force, reload=read, tell=_Teller()).run()
+    first = read()
+    logs.configure(first.agent.log_format)
+    Service(first, force=force, reload=read, tell=logs.tell).run()
 
 
 _KEYS = {
@@ -104,49 +98,3 @@ def _options(texts: tuple[str, ...]) -> dict[str, str] | None:
             raise InputError(f"--option '{text}': write KEY=VALUE, see 'gearshift policies'")
         found[key] = value
     return found or None
-
-
-class _Teller:
-    """Prints what happens, one line each; called from several threads."""
-
-    def __init__(self) -> None:
-        from cli._output import console
-
-        self._out = console()
-
-    def __call__(self, name: str, detail: dict[str, Any]) -> None:
-        import time
-
-        from rich.markup import escape
-
-        if name == "closed" and detail["drained"]:
-            return  # "stopped" says it
-        text = escape(_words(name, detail))
-        style = _LOUD.get(name)
-        self._out.print(f"{time.strftime('%H:%M:%S')} " + (f"[{style}]{text}[/]" if style else text), soft_wrap=True)
-
-
-def _words(name: str, detail: dict[str, Any]) -> str:
-    """One sentence for an event."""
-    if name == "listening":
-        places = [f"http://{detail['host']}:{detail['port']}"] if detail["host"] else []
-        places += [f"unix:{detail['socket']}"] if detail["socket"] else []
-        return f"serving {detail['bundle']} at {' and '.join(places)}"
-    if name == "switch":
-        origin = f"{detail['from']} → " if detail["from"] else "starting with "
-        return f"{origin}{detail['to']}: {detail['reason']}"
-    if name == "hold":
-        return f"hold: {detail['subnet']} for {detail['for_s']:.0f} s ({detail['reason']})"
-    if name == "reloaded":
-        waiting = f"; only after a restart: {', '.join(detail['after_restart'])}" if detail["after_restart"] else ""
-        return f"configuration reloaded, changed: {', '.join(detail['changed']) or 'nothing'}{waiting}"
-    if name == "would_switch":
-        return f"would switch to {detail['to']}: {detail['reason']}"
-    if name == "engine_loaded":
-        return f"loaded {detail['subnet']} in {detail['ms']:.0f} ms"
-    if name == "stopped":
-        return (
-            f"stopped: requests answered {detail['requests']}, failed {detail['failed']}, switches {detail['switches']}"
-        )
-    shown = ", ".join(f"{key} {value}" for key, value in detail.items())
-    return name.replace("_", " ") + (f": {shown}" if shown else "")
