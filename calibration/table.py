@@ -55,6 +55,10 @@ class Duty(Strict, frozen=True, kw_only=True):
         """The share of ``extra_ms`` that a rest of so many ms brings, 0..1."""
         return -math.expm1(-rest_ms / self.settle_ms)
 
+    def rested_by_chance(self, mean_rest_ms: float) -> float:
+        """Its mean over rests that last exponentially long, as those before the arrivals of a Poisson process do."""
+        return mean_rest_ms / (mean_rest_ms + self.settle_ms) if mean_rest_ms < math.inf else 1.0
+
 
 class Row(Strict, frozen=True, kw_only=True):
     """One operating point: (subnet, backend, device, precision, batch size, threads), measured.
@@ -117,14 +121,26 @@ class Row(Strict, frozen=True, kw_only=True):
         """Half the interval of the median latency, as a share of it."""
         return (self.latency_p50_high_ms - self.latency_p50_low_ms) / 2 / self.latency_p50_ms
 
+    def latency_ms_after(self, rest_ms: float) -> float:
+        """The median latency in ms of one batch that begins so long after the one before ended."""
+        return self.latency_p50_ms if self.duty is None else self._rested_ms(self.duty.rested(rest_ms))
+
+    def latency_ms_by_chance(self, rate_hz: float) -> float:
+        """The same for the first request after a rest, when ``rate_hz`` requests a second arrive at random."""
+        if self.duty is None:
+            return self.latency_p50_ms
+        return self._rested_ms(self.duty.rested_by_chance(1e3 / rate_hz if rate_hz > 0 else math.inf))
+
     def latency_ms_at(self, rate_hz: float) -> float:
         """The median latency in ms of one batch when ``rate_hz`` batches a second arrive, evenly spaced.
 
         Between ``latency_p50_ms`` (back to back, and beyond what it can keep up with) and ``extra_ms`` more (rarely).
         """
-        if self.duty is None:
-            return self.latency_p50_ms
-        return self.latency_p50_ms + self.duty.extra_ms * self.duty.rested(self._rest_ms(rate_hz))
+        return self.latency_p50_ms if self.duty is None else self.latency_ms_after(self._rest_ms(rate_hz))
+
+    def _rested_ms(self, rested: float) -> float:
+        assert self.duty is not None
+        return self.latency_p50_ms + self.duty.extra_ms * rested
 
     def net_energy_j_at(self, rate_hz: float) -> float | None:
         """Joules per image above idle at ``rate_hz`` batches a second; None where unknown."""

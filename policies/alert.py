@@ -100,7 +100,7 @@ class Alert(RungPolicy, Remembering[_Memory]):
 
     def _chance(self, index: int, model: LoadModel, rate: float, waiting: int, rungs: Rungs) -> float:
         """Probability of an answer in time."""
-        mu, mean_ms = self._memory.filter.mean, 1000 * model.mean_s[index]
+        mu, mean_ms = self._memory.filter.mean, model.mean_ms(index, rate, 1.0)
         wait_ms = max(model.wait_ms(index, rate, mu), waiting / model.batch_size * mean_ms * mu)
         deadline_ms = self.goals.deadline_ms
         if deadline_ms is None:

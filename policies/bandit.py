@@ -193,7 +193,7 @@ class Bandit(RungPolicy, Remembering[_Memory]):
             return [0], "thermal", f"{measured:.1f} °C of {goals.temperature_limit_c:g} °C"
         allowed, bound = [], "none"
         for index in range(top + 1):
-            if goals.deadline_ms is not None and model.tail_ms(index, slowdown) > goals.deadline_ms:
+            if goals.deadline_ms is not None and model.tail_ms(index, rate, slowdown) > goals.deadline_ms:
                 bound = "deadline"
             elif model.busy(index, rate, slowdown) > _MOST_BUSY:
                 bound = "throughput"

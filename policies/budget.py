@@ -202,14 +202,12 @@ def _draw(memory: BudgetMemory, conditions: Conditions, model: PowerModel, runni
         measured = None
     if conditions.on_mains or (measured is not None and measured <= 0 and conditions.on_mains is None):
         measured = None  # what charges the battery says nothing of what is drawn
-    if model.net_energy_j is not None:
+    if (net_j := model.net_j(rate)) is not None:
         if measured is not None and running is not None:
-            base = measured - min(rate, model.throughput_hz[running]) * model.net_energy_j[running]
+            base = measured - min(rate, model.throughput_hz[running]) * net_j[running]
             memory.base_w.update(base, now, _BASE_S)
             memory.long_base_w.update(base, now, _LONG_S)
-        return _Draw(
-            memory.base_w.value if memory.base_w.value is not None else model.idle_w or 0.0, model.net_energy_j, rate
-        )
+        return _Draw(memory.base_w.value if memory.base_w.value is not None else model.idle_w or 0.0, net_j, rate)
     if model.cpu_s is None:
         return None
     if measured is not None and measured > 0 and running is not None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from calibration.table import Row, Table
 from policies.base import Conditions, Decision, Goals, Policy, SlackStep
 from policies.queueing import quantile
+from policies.rested import Rested
 from policies.rungs import PerTable, Rungs, Where, rungs_of
 
 Need = Callable[[Row], float]
@@ -43,15 +44,18 @@ def plan_of(choices: Sequence[tuple[float, Row]]) -> tuple[tuple[SlackStep, ...]
 class Fitting(Policy):
     """Base: from the rows that a deadline leaves, a choice for every slack. Subclasses say which."""
 
-    looks_at = ("slowdown",)
+    looks_at = ("arrival_rate_hz", "slowdown")  # the rate only where the table knows what a rest costs
 
     def __init__(self, goals: Goals, *, where: Where | None = None) -> None:
         self.goals = goals.check()
         self.where = where or Where()
         self._shelves: PerTable[tuple[Rungs, ...]] = PerTable(lambda table: shelves(table, self.where, goals))
+        self._rested: PerTable[Rested] = PerTable(
+            lambda t: Rested([row for one in self._shelves(t) for row in one.rows])
+        )
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
-        """The plan for the slowdown of now; its most accurate row is the ceiling."""
+        """The plan for the load and slowdown of now; its most accurate row is the ceiling."""
         found = self._shelves(table)
         slowdown = 1.0 if conditions.slowdown is None else conditions.slowdown
         deadline_ms, single = self.goals.deadline_ms, found[0]
@@ -60,10 +64,16 @@ class Fitting(Policy):
             return single.choose(best, f"{self.name}: no deadline, so no slack to fit: {single.labels[best]}")
         share = self.goals.deadline_percentile
 
-        def need(row: Row) -> float:
-            return quantile(row.latency_p50_ms, row.latency_p99_ms, share) * slowdown
-
         rows = [row for ladder in found for row in ladder.rows]
+        slower = self._rested(table).slower(conditions.arrival_rate_hz)
+        needs = {
+            row.point: quantile(row.latency_p50_ms, row.latency_p99_ms, share) * slowdown * factor
+            for row, factor in zip(rows, slower, strict=True)
+        }
+
+        def need(row: Row) -> float:
+            return needs[row.point]
+
         fitting = [row for row in rows if need(row) <= deadline_ms]
         top = single.rows[-1]
         if not fitting:

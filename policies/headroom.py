@@ -76,9 +76,9 @@ def headrooms(
         waiting = conditions.queue_depth or 0
         values = []
         for index in count:
-            backlog_ms = 1000 * waiting / load.batch_size * load.mean_s[index] * slowdown
+            backlog_ms = waiting / load.batch_size * load.mean_ms(index, None, slowdown)  # back to back
             wait_ms = max(load.wait_ms(index, rate or 0.0, slowdown), backlog_ms)
-            values.append(max(-9.0, 1.0 - (load.tail_ms(index, slowdown) + wait_ms) / deadline))
+            values.append(max(-9.0, 1.0 - (load.tail_ms(index, rate, slowdown) + wait_ms) / deadline))
         of["deadline"] = tuple(values)
     power = conditions.power_w
     measured, limit = conditions.temperature_c, goals.temperature_limit_c

@@ -12,7 +12,8 @@ An action earns the accuracy for each request of its batch that is answered with
 
     h(w) = max over actions of  earned(w) - g n(w) + E h(w')
 
-which is done by policy iteration on a grid of waits (Puterman, Markov Decision Processes, 1994, chapters 8 and 11; a
+A server that was idle has rested, and its first service may take longer (``S`` at ``w = 0``). The equation is solved
+by policy iteration on a grid of waits (Puterman, Markov Decision Processes, 1994, chapters 8 and 11; a
 semi-Markov process in which a request is the unit of time). The maximising action as a
 function of ``w`` is a slack plan, for slack is the deadline less ``w``.
 
@@ -42,12 +43,13 @@ _LATE = 0.01  # accuracy per request and deadline of lateness: among late answer
 
 
 class Action(msgspec.Struct, frozen=True):
-    """An operating point: its accuracy, batch size and latency quantiles in seconds."""
+    """An operating point: its accuracy, batch size, and latency quantiles in seconds, back to back."""
 
     accuracy: float
     batch_size: int
     p50_s: float
     p99_s: float
+    rested: float = 1.0  # factor on both for a request that finds the server idle
 
 
 class Solution(msgspec.Struct, frozen=True):
@@ -71,8 +73,13 @@ def solve(actions: Sequence[Action], rate_hz: float, deadline_s: float) -> Solut
     moves, earned, served = [], [], []
     for action in actions:
         services = spread(action.p50_s, action.p99_s, _SERVICES)
-        moves.append(_transitions(len(waits), step, action.batch_size, services, rate_hz))
+        move = _transitions(waits, step, action.batch_size, services, rate_hz)
         reward, count = _reward(waits, action, services, rate_hz, deadline_s)
+        if action.rested != 1.0:
+            services = tuple(action.rested * service for service in services)
+            move[:1] = _transitions(waits, step, action.batch_size, services, rate_hz, starts=1)
+            reward[:1] = _reward(waits[:1], action, services, rate_hz, deadline_s)[0]
+        moves.append(move)
         earned.append(reward)
         served.append(count)
     counts, chain = np.stack(served), np.stack(moves)  # [actions, waits], [actions, waits, waits]
@@ -100,11 +107,18 @@ def solve(actions: Sequence[Action], rate_hz: float, deadline_s: float) -> Solut
     return Solution(tuple(waits.tolist()), tuple(int(k) for k in first), gain)
 
 
-def _transitions(size: int, step: float, batch: int, services: Sequence[float], rate: float) -> Floats:
-    """[wait before, wait after]: probabilities, each fine cell's mass split between its two neighbours on the grid."""
+def _transitions(
+    waits: Floats, step: float, batch: int, services: Sequence[float], rate: float, starts: int | None = None
+) -> Floats:
+    """[wait before, wait after]: probabilities, each fine cell's mass split between its two neighbours on the grid.
+
+    Of the waits before only the first ``starts``, if given.
+    """
+    size = len(waits)
+    begins = size if starts is None else starts
     fine = step / _FINE
     edges = np.arange(size * _FINE - _FINE + 1)  # in fine steps
-    begin = np.arange(size) * _FINE
+    begin = np.arange(begins) * _FINE
     lead = begin[:, None] - edges  # all that a probability depends on: worked out on a line, then spread
     line = np.arange(-edges[-1], begin[-1] + 1)
     below = np.zeros(lead.shape)  # distribution function of the wait after
@@ -115,13 +129,12 @@ def _transitions(size: int, step: float, batch: int, services: Sequence[float], 
         idle = np.exp(-rate * fine * np.maximum(0.0, ahead - edges))[None, :]
         below += np.clip(came - later, 0.0, 1.0) + (1.0 - came) * idle
     below /= len(services)
-    mass: Floats = np.diff(below, axis=1)
-    places = (edges[:-1] + 0.5) / _FINE
-    left = places.astype(int)
-    split = np.zeros((len(left), size))
-    split[np.arange(len(left)), left] = 1.0 - (places - left)
-    split[np.arange(len(left)), left + 1] = places - left
-    result: Floats = mass @ split
+    # By sums rather than a matrix product: a threaded BLAS waits for cores that are busy answering.
+    mass = np.diff(below, axis=1).reshape(begins, size - 1, _FINE)
+    right = (np.arange(_FINE) + 0.5) / _FINE  # a fine cell's share that goes to the later neighbour
+    result: Floats = np.zeros((begins, size))
+    result[:, :-1] = (mass * (1.0 - right)).sum(axis=2)
+    result[:, 1:] += (mass * right).sum(axis=2)
     result[:, 0] += below[:, 0]
     result[:, -1] += 1.0 - below[:, -1]
     return result

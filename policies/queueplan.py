@@ -14,6 +14,7 @@ from policies.rungs import PerTable, Rungs, Where
 _STEP = 1.15  # ratio between neighbouring bins of load and of slowdown
 _STICK = 0.25  # of a bin, by which a value must leave its bin before the next one is taken
 _IDLE = 0.3  # of what the most accurate rows can answer: plans for less would be caught out by the first burst
+_RESTED = 0.05  # requests in the time that an engine takes to settle, below which it counts as quite rested
 _CROWDED = 0.7  # busy share of the quickest row, above which late requests are worked off in large batches
 _LONGEST_QUEUE = 32  # waiting requests beside a batch; a longer deadline is not used up for queueing
 _LONGEST_SERVICES = 40.0  # so many services of the slowest row, for the same reason
@@ -40,11 +41,12 @@ class QueuePlans:
         self.goals, self.where = goals, where
         self.shelves: PerTable[tuple[Rungs, ...]] = PerTable(lambda table: shelves(table, where, goals))
         self._solved: PerTable[dict[tuple[int, int, float], Planned]] = PerTable(lambda _: {})
-        self._floor: PerTable[float] = PerTable(self._idle_rate)
+        self._busy_hz: PerTable[float] = PerTable(self._least_busy)
+        self._floor_hz: PerTable[float] = PerTable(self._least_told)
 
     def bins(self, table: Table, rate_hz: float, slowdown: float, before: tuple[int, int] | None) -> tuple[int, int]:
         """The bins of load and slowdown; those of before as long as the values have not clearly left them."""
-        floor = self._floor(table)
+        floor = self._floor_hz(table)
         last_rate, last_slow = before if before is not None else (None, None)
         return _bin(max(rate_hz, floor), last_rate), _bin(max(slowdown, 0.01), last_slow)
 
@@ -60,6 +62,7 @@ class QueuePlans:
         from policies.lindley import Action, solve
 
         assert self.goals.deadline_ms is not None
+        rests_hz, rate_hz = rate_hz, max(rate_hz, self._busy_hz(table))
         rows = [row for ladder in self.shelves(table) for row in ladder.rows]
         least = min(row.accuracy for row in rows)
         rows = [row for row in rows if row.accuracy <= max(most_accuracy, least)]
@@ -79,6 +82,7 @@ class QueuePlans:
                 row.batch_size,
                 row.latency_p50_ms / 1000 * slowdown,
                 row.latency_p99_ms / 1000 * slowdown,
+                row.latency_ms_by_chance(rests_hz) / row.latency_p50_ms,
             )
             for row in rows
         ]
@@ -97,10 +101,16 @@ class QueuePlans:
         steps, ceiling = plan_of([(0.0, late), *choices])
         return Planned(steps, ceiling, solution.gain, choices[-1][1])
 
-    def _idle_rate(self, table: Table) -> float:
+    def _least_busy(self, table: Table) -> float:
+        """The least load that a plan is made for."""
         rows = [row for ladder in self.shelves(table) for row in ladder.rows]
         most = max(row.accuracy for row in rows)
         return _IDLE * max(row.throughput_per_s for row in rows if row.accuracy == most)
+
+    def _least_told(self, table: Table) -> float:
+        """The least rate that makes a difference: where rests cost something, that at which all of them are long."""
+        settles = [row.duty.settle_ms / 1000 for ladder in self.shelves(table) for row in ladder.rows if row.duty]
+        return min([self._busy_hz(table), *(_RESTED / settle_s for settle_s in settles)])
 
 
 def _bin(value: float, before: int | None) -> int:

@@ -80,11 +80,12 @@ class Throughput(RungPolicy):
             return _Fault("throughput", f"would be {100 * busy:.0f} % busy at {rate:.1f}/s, above {most:.0f} %")
         if deadline_ms is None:
             return None
-        wait_ms, tail_ms = load.wait_ms(index, rate, slowdown), load.tail_ms(index, slowdown)
+        wait_ms = load.wait_ms(index, rate, slowdown)
+        tail_ms = load.tail_ms(index, conditions.arrival_rate_hz, slowdown)
         if tail_ms + wait_ms > deadline_ms:
             return _Fault("deadline", f"needs {tail_ms:.1f} ms + {wait_ms:.1f} ms wait of {deadline_ms:g} ms")
         waiting = conditions.queue_depth or 0
-        backlog_ms = 1000 * waiting / load.batch_size * load.mean_s[index] * slowdown
+        backlog_ms = waiting / load.batch_size * load.mean_ms(index, None, slowdown)  # back to back
         if backlog_ms > deadline_ms:
             words = f"would take {backlog_ms:.0f} ms for the {waiting} waiting, above {deadline_ms:g} ms"
             return _Fault("deadline", words, urgent=True)
@@ -98,5 +99,5 @@ class Throughput(RungPolicy):
             words.append(f"{100 * load.busy(index, rate, slowdown):.0f} % busy at {rate:.1f}/s")
         if deadline_ms is not None:
             share = 100 * self.goals.deadline_percentile
-            words.append(f"p{share:g} {load.tail_ms(index, slowdown):.1f} ms of {deadline_ms:g} ms")
+            words.append(f"p{share:g} {load.tail_ms(index, rate, slowdown):.1f} ms of {deadline_ms:g} ms")
         return f"{label} keeps up, {', '.join(words) or 'arrival rate unknown and no deadline'}"

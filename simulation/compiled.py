@@ -20,8 +20,10 @@ class CompiledTable:
     """Operating points sorted fastest first; every list has one entry a point.
 
     Service times are lognormal with the row's median and 99th percentile. ``batch_j`` is what one batch draws above
-    ``base_w``: above idle where idle power is known, else gross; 0 where nothing is known (see ``notes``). ``smaller``
-    leads to the same engine with the next smaller batch size, -1 at the smallest.
+    ``base_w``: above idle where idle power is known, else gross; 0 where nothing is known (see ``notes``). After a rest
+    of g seconds the median is ``rest_s`` and the energy ``rest_j`` larger, each times ``1 - exp(-g / settle_s)``
+    (:class:`calibration.table.Duty`); 0 where the table does not know. ``smaller`` leads to the same engine with the
+    next smaller batch size, -1 at the smallest.
     """
 
     def __init__(self, table: Table) -> None:
@@ -38,6 +40,8 @@ class CompiledTable:
         self.batch = [row.batch_size for row in rows]
         self.median_s = [row.latency_p50_ms / 1000.0 for row in rows]
         self.sigma = [math.log(max(1.0, row.latency_p99_ms / row.latency_p50_ms)) / _Z99 for row in rows]
+        self.rest_s = [0.0 if row.duty is None else row.duty.extra_ms / 1000.0 for row in rows]
+        self.settle_s = [1.0 if row.duty is None else row.duty.settle_ms / 1000.0 for row in rows]
         self.accuracy = [row.accuracy for row in rows]
         extra = {(switch.from_point, switch.to_point): max(0.0, switch.extra_ms) / 1000.0 for switch in table.switches}
         self.power_w = [row.power_w for row in rows]
@@ -49,6 +53,10 @@ class CompiledTable:
         self.energy_known = self.net_known and table.idle_power_w is not None
         drawn = net if table.idle_power_w is not None or self.net_known else [row.energy_j for row in rows]
         self.batch_j = [(energy or 0.0) * row.batch_size for energy, row in zip(drawn, rows, strict=True)]
+        rested = [0.0 if row.duty is None else row.duty.extra_net_energy_j or 0.0 for row in rows]
+        self.rest_j = [
+            joules * size if energy else 0.0 for joules, size, energy in zip(rested, self.batch, drawn, strict=True)
+        ]
         self.notes = tuple(_notes(table, drawn, self.net_known))
 
     def place(self, point: str) -> int:

@@ -12,13 +12,13 @@ In epoch k, ``x[k, i]`` requests are answered by operating point i, for the shar
                 E[k] >= what the goals and the cut-off leave
                 T[k] = A T[k-1] + B power[k] <= limit              heat is linear in power
 
-Why it is a bound: whole requests, switch costs, the queue's limit, throttling, the battery's resistances and batches
-that are not full are left out, and each could only cost. Scipy's HiGHS solves it with means per epoch; these would not
-bound a clairvoyant who knows every drawn service time. So only its *prices* are used (the duals: of a second of engine,
-a joule, a degree). For any prices at or above zero the Lagrangian bounds the optimum (weak duality), and here it is
-evaluated exactly, request by request: each is worth ``a[i]`` less the engine time and energy of its own draw at the
-lowest prices between its arrival and its deadline, or nothing. The members of a batch pay the batch's first request,
-which gets as much back: ``members <= (b - 1) firsts`` with its own multiplier.
+Why it is a bound: whole requests, switch costs, what rests cost, the queue's limit, throttling, the battery's
+resistances and batches that are not full are left out, and each could only cost. Scipy's HiGHS solves it with means per
+epoch; these would not bound a clairvoyant who knows every drawn service time. So only its *prices* are used (the duals:
+of a second of engine, a joule, a degree). For any prices at or above zero the Lagrangian bounds the optimum (weak
+duality), and here it is evaluated exactly, request by request: each is worth ``a[i]`` less the engine time and energy
+of its own draw at the lowest prices between its arrival and its deadline, or nothing. The members of a batch pay the
+batch's first request, which gets as much back: ``members <= (b - 1) firsts`` with its own multiplier.
 
 Steps of the battery hold the open-circuit voltage for one control period; what that can give beyond the stored energy
 is bounded and added (:attr:`Problem.slack_j`).
@@ -27,6 +27,7 @@ is bounded and added (:attr:`Problem.slack_j`).
 from __future__ import annotations
 
 import math
+import operator
 
 import msgspec
 import numpy as np
@@ -134,7 +135,8 @@ class Problem:
             )
         ) / (3600.0 * battery.capacity_ah)
         fastest = math.exp(-abs(float(self.draws.min(initial=0.0))) * max(self.table.sigma))
-        watts = (joules / median for joules, median in zip(self.table.batch_j, self.table.median_s, strict=True))
+        joules = map(operator.add, self.table.batch_j, self.table.rest_j)
+        watts = map(operator.truediv, joules, self.table.median_s)
         hungry_w = max(watts) / fastest / float(self.slow.min())
         flow_a = max(
             (self.table.base_w + hungry_w) / min(battery.cutoff_v, low_v), (battery.charger_w + harvest_w) / low_v

@@ -51,6 +51,7 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     policy: PolicyRecord | None = None
     goals: dict[str, Any] = {}
     points: tuple[str, ...] = ()  # the policy could choose from these rows; empty = from all
+    clock: str = ""  # sessions with the same one have their monotonic times on one scale
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +64,7 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     point: str
     reason: str
     bound: str = ""
+    asked: str = ""  # "failed", "forgot", "late" or "busy" where the policy gave no answer, as agent.journal says
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,14 +149,31 @@ def read(paths: Sequence[Path | str]) -> Journal:
                 raise InputError(f"{place}: journal schema {sessions[-1][0].schema}, expected {SCHEMA}")
     if not sessions:
         raise InputError(f"{paths[0]}: holds no journal line; expected JSON Lines that begin with kind 'meta'")
-    start_ns = sessions[0][0].t_unix_ns
     found: list[Session] = []
     for meta, decisions, batches in sessions:
-        offset_s = (meta.t_unix_ns - start_ns) / 1e9
-        if found and offset_s < found[-1].offset_s:
+        if (offset_s := _offset_s(meta, found)) is None:
             raise InputError(f"{paths[0]}: a session starts before the one it follows; give rotated parts oldest first")
         found.append(Session(meta=meta, offset_s=offset_s, decisions=tuple(decisions), batches=tuple(batches)))
     return Journal(name=Path(paths[-1]).name, sessions=tuple(found), torn=torn)
+
+
+def _offset_s(meta: Meta, before: Sequence[Session]) -> float | None:
+    """When a session starts, after the journal's start; None when that is before the session it follows.
+
+    By the monotonic clock where the two share one, for a wall clock may be set. Where they do not (the machine has
+    started anew meanwhile), a wall clock that went back tells nothing: the session then follows at once.
+    """
+    if not before:
+        return 0.0
+    last = before[-1]
+    if meta.clock and meta.clock == last.meta.clock:
+        passed_ns = meta.t_mono_ns - last.meta.t_mono_ns
+        return last.offset_s + passed_ns / 1e9 if passed_ns >= 0 else None
+    passed_ns = meta.t_unix_ns - last.meta.t_unix_ns
+    if passed_ns < 0 and not (meta.clock and last.meta.clock):
+        return None
+    ends = [decision.t_mono_ns for decision in last.decisions] + [batch.t_mono_ns for batch in last.batches]
+    return last.offset_s + max(passed_ns, *(end - last.meta.t_mono_ns for end in ends), 0) / 1e9
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes, bool]]:
@@ -244,7 +263,8 @@ def verify_replay(journal: Journal, policy: Policy, table: Table) -> tuple[int, 
     """Whether the policy decides again as it did: point, reason and bound, compared exactly.
 
     At the start of each session the policy is reset and takes up the state that the session recorded. Where the
-    policy had failed and the agent stepped in (bound ``fallback``) there is nothing to compare.
+    policy gave no answer and the agent stepped in there is nothing to compare; what it was asked it is asked again all
+    the same, for its state.
 
     Returns:
         How many decisions were compared, and the mismatches.
@@ -260,6 +280,9 @@ def verify_replay(journal: Journal, policy: Policy, table: Table) -> tuple[int, 
             policy.restore(session.meta.policy.state)
         shown = _shown(table, session.meta.points)
         for recorded in session.decisions:
+            if recorded.asked:
+                _as_recorded(policy, recorded, shown)
+                continue
             if recorded.bound == "fallback":
                 continue
             decision = policy.decide(recorded.conditions, shown, recorded.current)
@@ -270,6 +293,18 @@ def verify_replay(journal: Journal, policy: Policy, table: Table) -> tuple[int, 
                     mismatches.append(Mismatch(recorded.conditions.time_s, field, was, now))
                     break
     return compared, tuple(mismatches)
+
+
+def _as_recorded(policy: Policy, recorded: Recorded, table: Table) -> None:
+    """Brings the policy into the state that it had after a decision that was never heard."""
+    if recorded.asked == "forgot":
+        policy.reset()
+    elif recorded.asked == "late":
+        before = policy.state()
+        try:
+            policy.decide(recorded.conditions, table, recorded.current)
+        except Exception:  # as it did then; the agent gave it back its state
+            policy.restore(before)
 
 
 def verify_recorded(journal: Journal, table: Table) -> tuple[int, tuple[Mismatch, ...]]:

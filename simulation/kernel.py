@@ -27,7 +27,8 @@ MISS = 3  # smoothed share of late answers
 MISS_S = 4  # when it was last fed
 UNTOLD_S = 5  # when the running batch is done
 UNTOLD_RATIO = 6  # logarithm of its time over the table's
-REALS = 7
+RESTED_J = 7  # what rests have made batches cost more, so far
+REALS = 8
 
 # Places in ``whole``.
 ARRIVED = 0  # requests that came so far
@@ -53,6 +54,9 @@ def advance(  # type: ignore[no-untyped-def]  # lists in Python, arrays when com
     median_s,
     sigma,
     batch_j,
+    rest_s,
+    rest_j,
+    settle_s,
     batch,
     smaller,
     switch_s,
@@ -78,7 +82,8 @@ def advance(  # type: ignore[no-untyped-def]  # lists in Python, arrays when com
         arrivals_s: ascending arrival times.
         draws: one standard normal number per request; that of a batch's first request makes its service time.
         deadlines_s: from arrival to answer, one per request, or one for all; infinite = none.
-        median_s, sigma, batch_j, batch: per operating point, see :class:`simulation.compiled.CompiledTable`.
+        median_s, sigma, batch_j, rest_s, rest_j, settle_s, batch: per operating point, see
+            :class:`simulation.compiled.CompiledTable`.
         smaller: per operating point, the same engine with the next smaller batch size, or -1.
         switch_s: extra time of the first batch, at ``from * points + to``.
         plan_slack_s, plan_point: the slack plan, most slack first.
@@ -178,13 +183,18 @@ def advance(  # type: ignore[no-untyped-def]  # lists in Python, arrays when com
                 whole[SLACK_CHOICES] += 1
         while smaller[point] >= 0 and batch[smaller[point]] >= waiting:
             point = smaller[point]
-        median = median_s[point]
+        median, joules = median_s[point], batch_j[point]
+        if rest_s[point] > 0.0 or rest_j[point] > 0.0:
+            rested = -math.expm1((free - start) / settle_s[point])
+            median += rest_s[point] * rested
+            joules += rest_j[point] * rested
+            real[RESTED_J] += rest_j[point] * rested
         service = median * math.exp(sigma[point] * draws[head]) * slowdown
         if last >= 0 and last != point:
             service += switch_s[last * points + point]
         last = point
         free = start + service
-        watts = batch_j[point] / service
+        watts = joules / service
         drawn_j += watts * (min(free, end_s) - start)
         batches[point] += 1
         size = min(batch[point], waiting)
@@ -213,7 +223,7 @@ def advance(  # type: ignore[no-untyped-def]  # lists in Python, arrays when com
 
 _REALS, _WHOLES = "float64[::1]", "int64[::1]"
 _SIGNATURE = (
-    f"float64({', '.join([_REALS] * 6)}, {_WHOLES}, {_WHOLES}, {_REALS}, {_REALS}, {_WHOLES}, {_WHOLES}, {_REALS}, "
+    f"float64({', '.join([_REALS] * 9)}, {_WHOLES}, {_WHOLES}, {_REALS}, {_REALS}, {_WHOLES}, {_WHOLES}, {_REALS}, "
     f"{_WHOLES}, {_WHOLES}, {_REALS}, {_REALS}, {_REALS}, {_REALS}, {_WHOLES}, boolean, boolean, float64, float64)"
 )
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from calibration.table import Row, Table
 from policies.base import Goals
+from policies.rested import Rested
 from policies.rungs import Where, rungs_of
 from simulation.battery import Battery
 from simulation.compiled import CompiledTable
@@ -84,7 +85,8 @@ class _Device:
         self.usual_hz = _USUAL * self.top_hz
         self.deadline_ms = 4.0 * rungs.rows[-1].latency_p99_ms
         self.duration_s = duration_s or min(_LONGEST_S, max(_SHORTEST_S, _REQUESTS / self.usual_hz))
-        joules = [compiled.batch_j[k] / size for k in places]
+        dearer = Rested(rungs.rows).dearer_j(self.usual_hz)
+        joules = [compiled.batch_j[k] / size + more for k, more in zip(places, dearer, strict=True)]
         self.energy_known = compiled.net_known and max(joules) > 0.0
         self.least_j, self.most_j = min(joules), joules[-1]
         idle_w = _IDLE * self.usual_hz * self.most_j

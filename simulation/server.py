@@ -82,6 +82,9 @@ class Server:
             reals(table.median_s),
             reals(table.sigma),
             reals(table.batch_j),
+            reals(table.rest_s),
+            reals(table.rest_j),
+            reals(table.settle_s),
             wholes(table.batch),
             wholes(table.smaller),
             reals(np.ravel(table.switch_s)),
@@ -186,7 +189,8 @@ class Server:
     @property
     def drawn_j(self) -> float:
         """Energy above base of all batches begun so far."""
-        return math.fsum(int(n) * joules for n, joules in zip(self._batches, self._table.batch_j, strict=True))
+        steady_j = math.fsum(int(n) * joules for n, joules in zip(self._batches, self._table.batch_j, strict=True))
+        return steady_j + float(self._real[kernel.RESTED_J])
 
     @property
     def accuracy_sum(self) -> float:

@@ -101,6 +101,18 @@ class TestRow:
     def test_seldom_asked_it_pays_the_whole_extra(self, row):
         assert row.latency_ms_at(0.0) == row.latency_ms_at(1e-6) == pytest.approx(5.0)
 
+    def test_after_a_rest_the_curve_is_read_where_the_rest_is(self, row):
+        assert row.latency_ms_after(0.0) == 2.0
+        assert row.latency_ms_after(25.0 * math.log(2)) == pytest.approx(3.5)  # half of the extra
+        assert row.latency_ms_after(math.inf) == 5.0
+
+    def test_rests_between_random_arrivals_cost_their_mean(self, row):
+        rests = np.random.default_rng(0).exponential(1e3 / 20.0, 20_000)
+        mean = float(np.mean([row.latency_ms_after(rest) for rest in rests]))
+        assert row.latency_ms_by_chance(20.0) == pytest.approx(mean, rel=0.01)
+        assert row.latency_ms_by_chance(0.0) == 5.0
+        assert row.latency_ms_by_chance(1e9) == pytest.approx(2.0)
+
     @given(st.floats(0.01, 499), st.floats(0, 20), st.floats(0.1, 200))
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_rest_and_latency_fill_the_period(self, make_row, rate, extra, settle):

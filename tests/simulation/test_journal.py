@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 
-from policies.base import Conditions, Goals
+from policies.base import Conditions, Decision, Goals, Policy
 from policies.registry import create
 from simulation.journal import read, trace, verify_recorded, verify_replay
 from subnets.errors import InputError
@@ -102,6 +102,26 @@ def test_rotated_parts_follow_each_other_and_the_wrong_order_is_refused(write, t
         read([second, packed])
 
 
+@pytest.mark.parametrize("set_to_s", [-5000.0, 5000.0])
+def test_a_wall_clock_that_was_set_moves_no_session_in_time(write, set_to_s):
+    first = [_meta(0.0, clock="a"), _batch(1.0)]
+    second = [_meta(50.0, clock="a"), _batch(51.0)]
+    for place, line in enumerate(second):
+        fields = json.loads(line)
+        second[place] = json.dumps({**fields, "t_unix_ns": fields["t_unix_ns"] + round(set_to_s * 1e9)})
+    assert trace(read([write(*first, *second)])).arrivals_s.tolist() == pytest.approx([1.0, 51.0])
+    with pytest.raises(InputError, match="oldest first"):
+        read([write(*second), write(*first)])
+
+
+def test_after_a_start_of_the_machine_with_its_clock_behind_a_session_follows_the_last_line_before(write):
+    first = [_meta(1000.0, clock="a"), _batch(1005.0)]  # written at 1005.1
+    later = json.loads(_meta(10.0, clock="b"))
+    later["t_unix_ns"] -= round(500e9)
+    second = [json.dumps(later), _batch(12.0)]
+    assert trace(read([write(*first, *second)])).arrivals_s.tolist() == pytest.approx([5.0, 7.1])
+
+
 def test_a_damaged_gzip_is_refused(tmp_path):
     path = tmp_path / "cut.jsonl.gz"
     path.write_bytes(gzip.compress((_meta() + "\n").encode() * 50)[:-12])
@@ -165,6 +185,51 @@ def test_a_changed_decision_is_found_and_fallbacks_are_not_compared(write, table
     assert count == 199
     (miss,) = mismatches
     assert (miss.time_s, miss.field, miss.recorded, miss.replayed) == (5.0, "point", SMALL, LARGE)
+
+
+class Counting(Policy):
+    """Decides by how often it was asked."""
+
+    name = "counting"
+
+    def __init__(self):
+        self.asked = 0
+
+    def decide(self, conditions, table, current):
+        self.asked += 1
+        if conditions.queue_depth == 99:
+            raise ValueError("as it did then")
+        return Decision(point=(SMALL, LARGE)[self.asked % 2], reason=f"asked {self.asked} times")
+
+    def reset(self):
+        self.asked = 0
+
+    def state(self):
+        return {"asked": self.asked}
+
+    def restore(self, state):
+        self.asked = state["asked"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "depth", "goes_on_from"),
+    [("failed", 0, 2), ("busy", 0, 2), ("late", 0, 3), ("late", 99, 2), ("forgot", 0, 0)],
+)
+def test_where_the_policy_gave_no_answer_the_replay_brings_it_into_the_same_state(
+    write, table, asked, depth, goes_on_from
+):
+    policy, lines = Counting(), []
+    for k in range(2):
+        conditions = Conditions(time_s=float(k))
+        made = policy.decide(conditions, table, None)
+        lines.append(_decision(conditions, None, made.point, made.reason, made.bound))
+    fields = json.loads(_decision(Conditions(time_s=2.0, queue_depth=depth), None, SMALL, "safe", "fallback"))
+    lines.append(json.dumps({**fields, "asked": asked}))
+    policy.asked = goes_on_from
+    conditions = Conditions(time_s=3.0)
+    made = policy.decide(conditions, table, None)
+    lines.append(_decision(conditions, None, made.point, made.reason, made.bound))
+    assert verify_replay(read([write(_meta(), *lines)]), Counting(), table) == (3, ())
 
 
 def test_the_policy_sees_only_the_points_the_agent_could_use(write, table):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from calibration.table import Switch
+from calibration.table import Duty, Switch
 from policies.base import Goals, SlackStep
 from policies.composite import Composite
 from simulation import kernel
@@ -22,11 +22,25 @@ UNCHANGED = settings(max_examples=60, deadline=None, suppress_health_check=[Heal
 """For fixtures that no example changes."""
 
 
+def _duty(extra_ms, settle_ms, extra_j):
+    return Duty(
+        rests_ms=(settle_ms,),
+        latency_ms=(1.0,),
+        settle_ms=settle_ms,
+        extra_ms=extra_ms,
+        extra_low_ms=extra_ms,
+        extra_high_ms=extra_ms,
+        rounds=4,
+        samples=40,
+        extra_net_energy_j=extra_j,
+    )
+
+
 @pytest.fixture
 def batches(make_table, row):
-    """Two subnets at batch sizes 1 and 4, service times that vary, and costs of switching."""
+    """Two subnets at batch sizes 1 and 4, service times that vary, costs of switching and, for one row, of rests."""
     rows = (
-        row("s50", 10.0, 0.8, 0.1, latency_p99_ms=16.0),
+        row("s50", 10.0, 0.8, 0.1, latency_p99_ms=16.0, duty=_duty(6.0, 15.0, 0.03)),
         row("s100", 25.0, 0.9, 0.4, latency_p99_ms=33.0),
         row("s50", 22.0, 0.8, 0.06, latency_p99_ms=30.0, batch_size=4),
         row("s100", 60.0, 0.9, 0.3, latency_p99_ms=80.0, batch_size=4),
@@ -61,7 +75,10 @@ def _expected(table, arrivals, draws, deadlines, limit, oldest, drop_late, point
             if table.subnets[k] == table.subnets[point] and len(waiting) <= table.batch[k] < table.batch[point]
         ]
         used = min(fitting, key=lambda k: table.batch[k]) if fitting else point
-        service = table.median_s[used] * math.exp(table.sigma[used] * draws[waiting[0]])
+        median = table.median_s[used]
+        if table.points[used] == "s50@toy:f32:b1":
+            median += 0.006 * (1.0 - math.exp(-(start - free) / 0.015))
+        service = median * math.exp(table.sigma[used] * draws[waiting[0]])
         if last not in (None, used):
             service += table.switch_s[last][used]
         last, free = used, start + service
@@ -129,7 +146,20 @@ def test_a_batch_that_would_not_fill_runs_on_the_smaller_engine(batches):
     server.use(table.place("s50@toy:f32:b4"))
     server.advance(0.0, math.inf)
     assert [table.points[k] for k in server.used] == ["s50@toy:f32:b1", "s50@toy:f32:b4"]
-    assert server.drawn_j == pytest.approx(2 * 0.1 + 4 * 0.06)  # first and last alone, the two between as a batch
+    # first and last alone, the two between as a batch; the last after a rest so long that it costs all it can
+    assert server.drawn_j == pytest.approx(2 * 0.1 + 4 * 0.06 + 0.03)
+
+
+def test_an_engine_that_rested_is_slower_and_dearer_and_that_is_no_slowdown(make_table, row):
+    table = CompiledTable(make_table(row("s50", 100.0, 0.8, 0.1, duty=_duty(50.0, 200.0, 0.04))))
+    server = Server(table, [0.2, 1.0, 1.01], [0.0] * 3)
+    joules = server.advance(0.0, 5.0)
+    first, second = (1.0 - math.exp(-rest / 0.2) for rest in (0.2, 1.0 - server.latencies_s[0] - 0.2))
+    assert server.latencies_s[0] == pytest.approx(0.1 + 0.05 * first)
+    assert server.latencies_s[1] == pytest.approx(0.1 + 0.05 * second)
+    assert server.latencies_s[2] == pytest.approx(server.latencies_s[1] + 0.1 - 0.01)  # back to back again
+    assert server.drawn_j == pytest.approx(0.3 + 0.04 * (first + second)) == pytest.approx(joules)
+    assert server.figures.slowdown(5.0) == pytest.approx(1.0)
 
 
 def _state(server):
