@@ -13,23 +13,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-import msgspec
-
+from agent.deciding import Deciding
+from agent.explained import Explained
 from agent.figures import LoadFigures
-from agent.guard import Guard, Sensors
+from agent.guard import Guard
 from agent.journal import DecisionLine, Journal, SwitchLine
 from agent.pool import Active, EngineKey, EnginePool, Resident, engine_key
+from agent.sensing import Sensing
 from agent.values import Explanation, Hold
 from calibration.table import Row, Table
 from policies.base import Conditions, Decision, Policy
 from subnets.errors import EngineError, InputError
-
-_REMEMBERED = 256
 
 
 class ControlLoop:
@@ -41,7 +39,7 @@ class ControlLoop:
         guard: what stands between failures and answers.
         figures: the agent's own.
         policy: asked once a period.
-        sensors: anything with ``read()``, or None.
+        sensing: what the sensors say.
         queue_depth: called for the number of waiting requests.
         journal: or None.
         clock: monotonic seconds.
@@ -57,7 +55,7 @@ class ControlLoop:
         guard: Guard,
         figures: LoadFigures,
         policy: Policy,
-        sensors: Sensors | None,
+        sensing: Sensing,
         *,
         queue_depth: Callable[[], int],
         journal: Journal | None,
@@ -66,22 +64,34 @@ class ControlLoop:
         dry_run: bool,
         on_event: Callable[[str, dict[str, Any]], None],
     ) -> None:
-        self.policy, self.dry_run = policy, dry_run
+        self.dry_run = dry_run
         self.conditions: Conditions | None = None
         self.held: Hold | None = None
         self.switches = 0
         self.on_tick: Callable[[], None] = lambda: None
+        self.watches: list[Callable[[float, list[str]], None]] = []
         self._table, self._pool, self._guard, self._figures = table, pool, guard, figures
-        self._sensors, self._queue_depth, self._journal, self._clock = sensors, queue_depth, journal, clock
+        self._sensing, self._queue_depth, self._journal, self._clock = sensing, queue_depth, journal, clock
         self._period_s, self._on_event = period_s, on_event
+        self._deciding = Deciding(policy, limit_s=period_s / 2, safe_choice=guard.safe_choice, on_event=on_event)
         self._rows = {row.point: row for row in table.rows}
         self._ticking, self._applying = threading.Lock(), threading.RLock()
         self._decision: Decision | None = None
         self._wanted: tuple[str, float] = ("", 0.0)  # the point being waited for, and since when
-        self._explained: deque[Explanation] = deque(maxlen=_REMEMBERED)
+        self._explained = Explained()
         self._requested: set[EngineKey] = set()
         self._stop, self._settled = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
+
+    @property
+    def policy(self) -> Policy:
+        """The one that is asked."""
+        return self._deciding.policy
+
+    @property
+    def policy_failures(self) -> int:
+        """How often it gave no decision, or none in time."""
+        return self._deciding.failures
 
     def start(self) -> None:
         """Decides once and waits until an engine answers, then goes on in the background.
@@ -106,6 +116,8 @@ class ControlLoop:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        self._deciding.close()
+        self._sensing.close()
 
     def tick(self) -> Explanation:
         """One control period: reads, asks the policy, applies, journals."""
@@ -114,7 +126,9 @@ class ControlLoop:
             now_s = self._clock()
             active = self._pool.current
             point = active.point if active is not None else None
-            values = self._guard.read(self._sensors, faults)
+            for watch in self.watches:
+                watch(now_s, faults)
+            values = self._sensing.read(now_s, faults)
             own = {
                 "time_s": now_s,
                 "arrival_rate_hz": self._figures.arrival_rate_hz(now_s),
@@ -125,15 +139,19 @@ class ControlLoop:
             conditions = Conditions(**{**values, **own})
             # In a dry run the policy must see the consequences of its own decisions, or it repeats the first one.
             current = self._decision.point if self.dry_run and self._decision is not None else point
-            state = self._state() if self._journal is not None else None
-            decision = self._guard.decide(self.policy, conditions, self._table, current, faults)
+            decision, state, asked = self._deciding.decide(conditions, self._table, current, faults)
+            self._guard.check(conditions, faults)
             if self.dry_run and (self._decision is None or self._decision.point != decision.point):
                 self._on_event("would_switch", {"to": decision.point, "reason": decision.reason})
             with self._applying:
                 self.conditions, self._decision = conditions, decision
                 applied, why = self.apply()
+            faults += self._guard.faults()
+            active = self._pool.current
+            differs = applied != decision.point
+            overruled = active is not None and (differs or self._guard.limit is not None)
+            bound = active.bound if active is not None and overruled else ""
             if self._journal is not None:
-                differs = applied != decision.point
                 line = DecisionLine(
                     conditions=conditions,
                     current=current,
@@ -142,9 +160,25 @@ class ControlLoop:
                     bound=decision.bound,
                     applied=(applied or "") if differs else "",
                     applied_why=why if differs else "",
+                    applied_bound=bound,
+                    asked=asked,
                 )
                 self._journal.write(line, state=state)
-            return self._explain(decision, applied, why, conditions, tuple(faults))
+            unix_s = time.time()
+            made = Explanation(
+                since_unix_s=unix_s,
+                until_unix_s=unix_s,
+                ticks=1,
+                decided=decision.point,
+                applied=applied,
+                reason=decision.reason,
+                bound=decision.bound,
+                applied_why=why,
+                applied_bound=bound,
+                conditions=conditions,
+                faults=tuple(faults),
+            )
+            return self._explained.add(made)
 
     def apply(self) -> tuple[str | None, str]:
         """Brings the last decision, the hold and the guard together and switches where they ask for it.
@@ -191,7 +225,7 @@ class ControlLoop:
     def replace_policy(self, policy: Policy, record: Callable[[], None]) -> None:
         """Asks another policy from the next tick on; ``record`` runs before that tick, so no decision precedes it."""
         with self._ticking:
-            self.policy = policy
+            self._deciding.replace(policy)
             record()
 
     def point_of(self, subnet: str) -> Row:
@@ -214,8 +248,7 @@ class ControlLoop:
 
     def explain(self, last: int) -> list[Explanation]:
         """The last decisions that differed, oldest first."""
-        with self._applying:
-            return list(self._explained)[-last:] if last > 0 else []
+        return self._explained.last(last)
 
     # -- inside
 
@@ -230,17 +263,13 @@ class ControlLoop:
             else:
                 self.on_tick()
 
-    def _state(self) -> dict[str, Any] | None:
-        try:
-            return self.policy.state()
-        except Exception as error:  # the policy's fault; it is told when deciding fails too
-            return {"unknown": str(error)}
-
     def _target(self, decision: Decision) -> tuple[Row, str]:
-        """The row that hold or dry run make of a decision, and why it differs."""
+        """The row that a hard limit, hold or dry run makes of a decision, and why it differs."""
         if self.held is not None and self._clock() >= self.held.until_s:
             self.held = None
             self._on_event("hold_expired", {})
+        if self._guard.limit is not None:
+            return self._guard.safe_choice(), f"hard limit: {self._guard.limit.reason}"
         if self.held is not None:
             return self.point_of(self.held.subnet), f"hold: {self.held.reason}"
         if self.dry_run:
@@ -250,12 +279,14 @@ class ControlLoop:
     def _activate(self, row: Row, resident: Resident, decision: Decision, why: str) -> None:
         before = self._pool.current
         as_decided = row.point == decision.point
+        limit, held = self._guard.limit, self.held is not None
+        bound = limit.bound if limit is not None else "hold" if held else "fallback"
         active = Active(
             resident=resident,
             row=row,
             point=row.point,
             reason=decision.reason if as_decided and not why else why or decision.reason,
-            bound=decision.bound if as_decided and not why else "hold" if self.held is not None else "fallback",
+            bound=decision.bound if as_decided and not why else bound,
             slack_plan=decision.slack_plan if as_decided else (),
         )
         if not self._pool.activate(active):
@@ -303,37 +334,3 @@ class ControlLoop:
         ]  # what has failed is loaded only when it is wanted
         self._pool.keeper = engine_key(self._guard.safe_choice())
         self._pool.prefetch(sorted(alike, key=lambda key: self._pool.distance(key, here)))
-
-    def _explain(
-        self, decision: Decision, applied: str | None, why: str, conditions: Conditions, faults: tuple[str, ...]
-    ) -> Explanation:
-        now = time.time()
-        made = Explanation(
-            since_unix_s=now,
-            until_unix_s=now,
-            ticks=1,
-            decided=decision.point,
-            applied=applied,
-            reason=decision.reason,
-            bound=decision.bound,
-            applied_why=why,
-            conditions=conditions,
-            faults=faults,
-        )
-        with self._applying:
-            last = self._explained[-1] if self._explained else None
-            if last is not None and _same(last, made):
-                self._explained.pop()
-                made = msgspec.structs.replace(made, since_unix_s=last.since_unix_s, ticks=last.ticks + 1)
-            self._explained.append(made)
-        return made
-
-
-def _same(one: Explanation, other: Explanation) -> bool:
-    """Whether two decisions are the same but for figures in their wording."""
-    return (one.decided, one.applied, one.bound, bool(one.faults)) == (
-        other.decided,
-        other.applied,
-        other.bound,
-        bool(other.faults),
-    )

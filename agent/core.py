@@ -26,10 +26,12 @@ from agent.answering import Answering
 from agent.control import ControlLoop
 from agent.figures import LoadFigures
 from agent.gate import Gate
-from agent.guard import Guard, Sensors
+from agent.guard import Guard
 from agent.journal import EventLine, Journal, Meta
+from agent.limits import HardLimits
 from agent.overview import engine_statuses, unbatched, usable_rows
 from agent.pool import EnginePool
+from agent.sensing import Sensing, Sensors
 from agent.tallies import Tallies
 from agent.values import Answer, Counters, Event, Explanation, Hold, Status
 from backends.base import Backend, Batch
@@ -60,6 +62,7 @@ class Agent:
         dry_run: decide and journal, but keep answering with the safe choice.
         policy_options: what the policy was made with, for the journal.
         version: of the program, for the journal.
+        limits: hard ones; None = what the goals imply.
 
     Raises:
         InputError: no row of the table can be used, or a number makes no sense.
@@ -83,6 +86,7 @@ class Agent:
         dry_run: bool = False,
         policy_options: Mapping[str, Any] | None = None,
         version: str = "",
+        limits: HardLimits | None = None,
     ) -> None:
         if control_period_s <= 0 or queue_limit < 0:
             raise InputError(
@@ -101,14 +105,22 @@ class Agent:
         self._pool = EnginePool(
             bundle, engines, backends, memory_budget_bytes=memory_budget_bytes, clock=clock, on_event=self._emit
         )
-        self._guard = Guard(self.table, bundle.ladder.names, goals, clock=clock, on_event=self._emit)
+        self._guard = Guard(
+            self.table,
+            bundle.ladder.names,
+            goals,
+            limits=limits or HardLimits.of(goals),
+            clock=clock,
+            on_event=self._emit,
+        )
+        self._sensing = Sensing(sensors, on_event=self._emit)
         self._control = ControlLoop(
             self.table,
             self._pool,
             self._guard,
             self._figures,
             policy,
-            sensors,
+            self._sensing,
             queue_depth=lambda: self._gate.depth,
             journal=journal,
             clock=clock,
@@ -128,6 +140,7 @@ class Agent:
             clock=clock,
             deadline_ms=goals.deadline_ms,
         )
+        self._control.watches.append(self._watch_journal)
         self._state = "starting"
         self._started_s = clock()
 
@@ -237,6 +250,7 @@ class Agent:
         policy: Policy | None = None,
         policy_options: Mapping[str, Any] | None = None,
         goals: Goals | None = None,
+        limits: HardLimits | None = None,
     ) -> None:
         """Takes up another policy or other goals without a pause.
 
@@ -245,6 +259,7 @@ class Agent:
         """
         if goals is not None:
             self.goals = self._guard.goals = goals.check()
+            self._guard.limits = limits or HardLimits.of(goals)
             self._answering.deadline_ms = goals.deadline_ms
         if policy is not None:
             self._policy_options = dict(policy_options or {})
@@ -304,12 +319,20 @@ class Agent:
                 rescued=self._answering.rescued,
                 switches=control.switches,
                 engine_failures=self._guard.engine_failures,
-                sensor_failures=self._guard.sensor_failures,
-                policy_failures=self._guard.policy_failures,
+                sensor_failures=self._sensing.failures,
+                policy_failures=control.policy_failures,
+                engine_hangs=self._guard.engine_hangs,
+                limits_reached=self._guard.limits_reached,
+                journal_stops=self._journal.stops if self._journal is not None else 0,
             ),
             slowdown=self._figures.slowdowns(now_s),
             journal=self._journal.status() if self._journal is not None else None,
         )
+
+    def _watch_journal(self, now_s: float, faults: list[str]) -> None:
+        """Says as long as it lasts that nothing is recorded."""
+        if self._journal is not None and (why := self._journal.status().stopped):
+            faults.append(f"journal stopped: {why}")
 
     def _ticked(self) -> None:
         for callback in self._on_tick:

@@ -1,44 +1,27 @@
 """The guard: nothing that fails stops the answers, and nothing that failed stays untold.
 
 * an engine that fails is *quarantined* with a growing back-off; the next smaller one answers, else the next larger;
-* sensors that cannot be read are unknown;
-* a policy that raises, or names a point the table lacks, yields to the *safe choice*: the cheapest operating point
-  that keeps the minimum accuracy and the deadline.
+* while a hard limit is reached (:mod:`agent.limits`), and where the policy decides nothing, the *safe choice* answers:
+  the cheapest operating point that keeps the minimum accuracy and the deadline.
 
-Every failure is counted, told as an event and shown in ``status``. Knows nothing of threads, pools or requests.
+Every failure is counted, told as an event and shown in ``status`` and ``explain``. Its relatives:
+:mod:`agent.sensing`, :mod:`agent.deciding`. Knows nothing of threads, pools or requests.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-import msgspec
-
+from agent.limits import HardLimits, LimitWatch, Reached
 from agent.pool import EngineKey, engine_key
 from calibration.table import Row, Table
-from policies.base import Conditions, Decision, Goals, Policy
+from policies.base import Conditions, Goals
 
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 300.0
-_FIELDS = {field.name: field for field in msgspec.structs.fields(Conditions)}
-_SHARES = frozenset({"battery_charge", "cpu_load", "pressure"})
-
-
-class Readings(Protocol):
-    """One reading of all sensors."""
-
-    def values(self) -> Mapping[str, Any]:
-        """{field of Conditions: value or None}; other keys are ignored."""
-
-
-class Sensors(Protocol):
-    """Anything that can be read, e.g. ``sensors.SensorSet``."""
-
-    def read(self) -> Readings:
-        """Reads all sensors now."""
 
 
 class _Failures:
@@ -57,6 +40,7 @@ class Guard:
         table: the operating points.
         ladder: subnet names, smallest first.
         goals: what the safe choice keeps.
+        limits: beyond which it is used.
         clock: monotonic seconds.
         on_event: called with (name, detail).
     """
@@ -67,6 +51,7 @@ class Guard:
         ladder: tuple[str, ...],
         goals: Goals,
         *,
+        limits: HardLimits,
         clock: Callable[[], float],
         on_event: Callable[[str, dict[str, Any]], None],
     ) -> None:
@@ -75,10 +60,11 @@ class Guard:
         self._lock = threading.Lock()
         self._failures: dict[EngineKey, _Failures] = {}
         self._alternatives: dict[str, tuple[Row, ...]] = {}
-        self._known: set[str] = set()  # quantities the last reading had
-        self._told: dict[str, str] = {}  # kind of failure -> last message, to tell each once
-        self.engine_failures = self.sensor_failures = self.policy_failures = 0
-        self.goals = goals
+        self._faults: list[str] = []  # since they were last asked for
+        self._watch = LimitWatch()
+        self.engine_failures = self.engine_hangs = self.limits_reached = 0
+        self.goals, self.limits = goals, limits
+        self.limit: Reached | None = None  # the one that holds now
 
     # -- engines
 
@@ -90,6 +76,7 @@ class Guard:
         now_s = self._clock()
         with self._lock:
             seen = self._failures.setdefault(key, _Failures())
+            self._faults.append(f"engine failed: {key.subnet}: {error}")
             if seen.until_s > now_s:
                 seen.total += 1
                 self.engine_failures += 1
@@ -111,6 +98,7 @@ class Guard:
             seen.total += 1
             seen.error = str(error)
             self.engine_failures += 1
+            self._faults.append(f"engine failed: {key.subnet}: {error}")
         self._on_event("engine_failed", {**key._asdict(), "error": str(error), "backoff_s": 0.0})
 
     def quarantined_s(self, key: EngineKey) -> float:
@@ -167,80 +155,25 @@ class Guard:
             return min(fitting, key=lambda r: (r.energy_j if by_energy else 0.0, r.latency_p50_ms))
         return min(accurate or rows, key=lambda row: row.latency_p50_ms)
 
-    # -- sensors
+    # -- limits
 
-    def read(self, sensors: Sensors | None, faults: list[str]) -> dict[str, Any]:
-        """What the sensors say, by field of Conditions; a value that makes no sense is unknown.
+    def check(self, conditions: Conditions, faults: list[str]) -> None:
+        """Sets :attr:`limit`, tells when it changes, and appends it to ``faults``."""
+        before, self.limit = self.limit, self._watch.check(conditions, self.limits)
+        if self.limit is not None:
+            faults.append(f"hard limit: {self.limit.reason}")
+        if (before.limit if before else "") == (self.limit.limit if self.limit else ""):
+            return
+        if self.limit is None:
+            assert before is not None
+            self._on_event("hard_limit_left", {"limit": before.limit})
+            return
+        self.limits_reached += 1
+        detail = {"limit": self.limit.limit, "error": self.limit.reason, "point": self.safe_choice().point}
+        self._on_event("hard_limit", detail)
 
-        Args:
-            sensors: None = there are none.
-            faults: what failed is appended here.
-        """
-        if sensors is None:
-            return {}
-        try:
-            snapshot = sensors.read()
-            values = dict(snapshot.values())
-        except Exception as error:  # whatever it is, it must not stop the answers
-            self.sensor_failures += 1
-            faults.append(f"sensors unreadable: {error}")
-            self._tell("sensor_failed", {"error": f"{type(error).__name__}: {error}"})
-            return {}
-        clean = {name: value for name, value in values.items() if name in _FIELDS and _sensible(name, value)}
-        self._tell_lost(clean, snapshot)
-        odd = sorted(n for n in values.keys() - clean.keys() if n in _FIELDS and values[n] is not None)
-        if odd:
-            self.sensor_failures += 1
-            faults.append(f"not sensible, taken as unknown: {', '.join(f'{n}={values[n]!r}' for n in odd)}")
-            self._tell("sensor_failed", {"error": faults[-1]})
-        else:
-            self._told.pop("sensor_failed", None)
-        return clean
-
-    def _tell_lost(self, values: Mapping[str, Any], snapshot: Readings) -> None:
-        """Tells when a quantity that was known no longer is, with the sensor's reason where it gives one."""
-        known = {name for name, value in values.items() if value is not None}
-        for name in sorted(self._known - known):
-            why = [r.why for r in getattr(snapshot, "readings", ()) if r.name == name and r.why]
-            self.sensor_failures += 1
-            self._on_event("sensor_lost", {"quantity": name, "why": "; ".join(why) or "no longer reported"})
-        self._known = known
-
-    # -- policy
-
-    def decide(
-        self, policy: Policy, conditions: Conditions, table: Table, current: str | None, faults: list[str]
-    ) -> Decision:
-        """The policy's decision, or the safe choice when it fails."""
-        try:
-            decision = policy.decide(conditions, table, current)
-            table.row(decision.point)
-            for step in decision.slack_plan:
-                table.row(step.point)
-        except Exception as error:  # whatever it is, it must not stop the answers
-            self.policy_failures += 1
-            faults.append(f"policy '{policy.name}' failed: {error}")
-            self._tell("policy_failed", {"policy": policy.name, "error": f"{type(error).__name__}: {error}"})
-            reason = f"policy '{policy.name}' failed ({error}); this is the safe choice"
-            return Decision(point=self.safe_choice().point, reason=reason, bound="fallback")
-        self._told.pop("policy_failed", None)
-        return decision
-
-    def _tell(self, name: str, detail: dict[str, Any]) -> None:
-        """Tells a failure that lasts once, and again when its message changes."""
-        if self._told.get(name) != detail["error"]:
-            self._told[name] = detail["error"]
-            self._on_event(name, detail)
-
-
-def _sensible(name: str, value: object) -> bool:
-    """Whether a reading can be what the field says: None, a bool where one belongs, else a finite number."""
-    if value is None:
-        return True
-    if name in ("on_mains", "throttled"):
-        return isinstance(value, bool)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return False
-    if name in _SHARES:
-        return 0 <= value <= 1
-    return not (name in ("battery_energy_j", "power_w") and value < 0)
+    def faults(self) -> list[str]:
+        """What failed since this was last asked, for ``explain``."""
+        with self._lock:
+            found, self._faults = list(dict.fromkeys(self._faults)), []
+        return found

@@ -70,7 +70,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     bound: str
     applied_why: str
     conditions: Conditions
-    faults: tuple[str, ...] = ()  # what failed on the way to this decision
+    applied_bound: str = ""  # what bound where another point was applied than decided
+    faults: tuple[str, ...] = ()  # what failed on the way to this decision, or is failing: "what: how"
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,8 +101,14 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     rescued: int  # answered by another engine than the one asked first
     switches: int
     engine_failures: int
-    sensor_failures: int
-    policy_failures: int
+    sensor_failures: int  # readings
+    policy_failures: int  # decisions that failed or came too late
+    engine_hangs: int = 0
+    limits_reached: int = 0  # hard limits
+    journal_stops: int = 0
+    state_failures: int = 0  # of the file that restarts go on from: not read, or not written
+    clock_jumps: int = 0  # of the wall clock
+    rows_drifted: int = 0  # operating points found to be off the table for long
 
 
 class JournalStatus(msgspec.Struct, frozen=True, kw_only=True):
