@@ -158,7 +158,7 @@ class Regions:
         with self._mutex:  # held while reading, or the descriptor could be closed and be another file's by now
             descriptor, start = self._part(name, offset, byte_size)
             content = np.empty(byte_size, np.uint8)
-            done = os.preadv(descriptor, [memoryview(content)], start)
+            done = os.preadv(descriptor, [content.data], start)
         if done != byte_size:
             raise InputError(f"shared memory region '{name}' has become shorter than it was registered")
         return content
