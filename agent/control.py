@@ -22,7 +22,8 @@ from agent.explained import Explained
 from agent.figures import LoadFigures
 from agent.guard import Guard
 from agent.journal import DecisionLine, Journal, SwitchLine
-from agent.pool import Active, EngineKey, EnginePool, Resident, engine_key
+from agent.pool import Active, EnginePool
+from agent.resident import EngineKey, Resident, engine_key
 from agent.sensing import Sensing
 from agent.values import Explanation, Hold
 from calibration.table import Row, Table
@@ -74,6 +75,7 @@ class ControlLoop:
         self._sensing, self._queue_depth, self._journal, self._clock = sensing, queue_depth, journal, clock
         self._period_s, self._on_event = period_s, on_event
         self._deciding = Deciding(policy, limit_s=period_s / 2, safe_choice=guard.safe_choice, on_event=on_event)
+        self.policy_state: dict[str, Any] = self._deciding.state() or {}  # before the last decision
         self._rows = {row.point: row for row in table.rows}
         self._ticking, self._applying = threading.Lock(), threading.RLock()
         self._decision: Decision | None = None
@@ -140,6 +142,7 @@ class ControlLoop:
             # In a dry run the policy must see the consequences of its own decisions, or it repeats the first one.
             current = self._decision.point if self.dry_run and self._decision is not None else point
             decision, state, asked = self._deciding.decide(conditions, self._table, current, faults)
+            self.policy_state = self.policy_state if state is None else state
             self._guard.check(conditions, faults)
             if self.dry_run and (self._decision is None or self._decision.point != decision.point):
                 self._on_event("would_switch", {"to": decision.point, "reason": decision.reason})
@@ -222,11 +225,32 @@ class ControlLoop:
             self._on_event(told, detail)
             self.apply()
 
-    def replace_policy(self, policy: Policy, record: Callable[[], None]) -> None:
-        """Asks another policy from the next tick on; ``record`` runs before that tick, so no decision precedes it."""
+    def replace_policy(self, policy: Policy, record: Callable[[], None], *, carry: bool) -> None:
+        """Asks another policy from the next tick on.
+
+        Args:
+            policy: it.
+            record: runs before that tick, so no decision precedes it.
+            carry: have it go on from the state of the one before.
+        """
         with self._ticking:
-            self._deciding.replace(policy)
+            state = self._deciding.state()
+            if policy is not self.policy:
+                self._deciding.replace(policy)
+                if state and carry:
+                    self.restore_policy(state)
+            self.policy_state = self._deciding.state() or {}
             record()
+
+    def restore_policy(self, state: dict[str, Any]) -> str:
+        """Has the policy go on from a state; why it begins anew instead, or nothing."""
+        try:
+            self.policy.restore(state)
+        except Exception as error:  # of another version, perhaps
+            self.policy.reset()
+            return f"the kept state of policy '{self.policy.name}' is not used ({error}); it begins anew"
+        self.policy_state = state
+        return ""
 
     def point_of(self, subnet: str) -> Row:
         """The operating point of a subnet that is most like the one in use.

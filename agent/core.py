@@ -2,8 +2,8 @@
 
 ::
 
-    infer(batch) ──► gate (FIFO, bounded) ──► current engine ──► Answer
-                                                 ▲ one atomic reference
+    infer(batch) ──► line (earliest deadline first, bounded) ──► current engine ──► Answer
+                                                                     ▲ one atomic reference
     sensors, own figures ──► policy ──► hold ──► guard ──► switch          (control loop, its own thread)
 
 Puts the parts together and holds what an operator asks for; the parts do the work. Knows nothing of HTTP, files of
@@ -13,8 +13,6 @@ configuration or processes.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import platform
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
@@ -23,15 +21,17 @@ from typing import Any
 import msgspec
 
 from agent.answering import Answering
+from agent.clocks import AgentClock, Horizon, JumpWatch
 from agent.control import ControlLoop
 from agent.figures import LoadFigures
-from agent.gate import Gate
 from agent.guard import Guard
-from agent.journal import EventLine, Journal, Meta
+from agent.journal import EventLine, Journal
 from agent.limits import HardLimits
-from agent.overview import engine_statuses, unbatched, usable_rows
+from agent.overview import engine_statuses, usable_rows
 from agent.pool import EnginePool
+from agent.run_record import RunRecord
 from agent.sensing import Sensing, Sensors
+from agent.state import Keeper, Kept
 from agent.tallies import Tallies
 from agent.values import Answer, Counters, Event, Explanation, Hold, Status
 from backends.base import Backend, Batch
@@ -54,7 +54,7 @@ class Agent:
         goals: what is to be kept.
         sensors: anything whose ``read().values()`` names fields of Conditions; None = nothing is known.
         journal: started and closed with the agent; None = no record.
-        clock: monotonic seconds.
+        clock: monotonic seconds; the keeper's when left out.
         control_period_s: between two decisions.
         memory_budget_bytes: for all resident engines together.
         queue_limit: requests that may wait before new ones are refused.
@@ -63,6 +63,11 @@ class Agent:
         policy_options: what the policy was made with, for the journal.
         version: of the program, for the journal.
         limits: hard ones; None = what the goals imply.
+        keeper: of hold and policy state over restarts, with a clock that goes on; None = nothing is kept.
+        wall: seconds since 1970.
+        admission: refuse a request at once whose deadline cannot be kept (:mod:`agent.hopeless`).
+        drop_late: give up a request whose deadline passes before its turn, instead of answering it late.
+        touch: warm an engine after a switch while nobody wants it (:mod:`agent.answering`).
 
     Raises:
         InputError: no row of the table can be used, or a number makes no sense.
@@ -78,7 +83,7 @@ class Agent:
         goals: Goals,
         sensors: Sensors | None,
         journal: Journal | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
         control_period_s: float = 1.0,
         memory_budget_bytes: int | None = None,
         queue_limit: int = 64,
@@ -87,23 +92,36 @@ class Agent:
         policy_options: Mapping[str, Any] | None = None,
         version: str = "",
         limits: HardLimits | None = None,
+        keeper: Keeper | None = None,
+        wall: Callable[[], float] = time.time,
+        admission: bool = False,
+        drop_late: bool = False,
+        touch: bool = True,
     ) -> None:
         if control_period_s <= 0 or queue_limit < 0:
             raise InputError(
                 f"control_period {control_period_s} must be above 0 and queue_limit {queue_limit} at least 0"
             )
+        clock = clock or (keeper.clock if keeper is not None else AgentClock())
         self.bundle, self.goals = bundle, goals.check()
-        engines = usable_rows(bundle, table, backends, points)
-        self.table = unbatched(engines)
-        self._journal, self._clock, self._version = journal, clock, version
-        self._table_key = hashlib.sha256(msgspec.json.encode(table)).hexdigest()[:16]
-        self._policy_options = dict(policy_options or {})
+        self.horizon = keeper.horizon if keeper is not None else Horizon(AgentClock())
+        self.table = usable_rows(bundle, table, backends, points)
+        self._journal, self._clock, self._keeper = journal, clock, keeper
+        self._record = RunRecord(
+            bundle.name,
+            table,
+            self.table,
+            policy_options or {},
+            version=version,
+            clock=getattr(clock, "name", ""),
+            dry_run=dry_run,
+        )
+        self._jumps = JumpWatch(wall, self._emit)
         self._callbacks: list[Callable[[Event], None]] = []
         self._on_tick: list[Callable[[], None]] = []
-        self._gate = Gate(queue_limit)
         self._figures = LoadFigures()
         self._pool = EnginePool(
-            bundle, engines, backends, memory_budget_bytes=memory_budget_bytes, clock=clock, on_event=self._emit
+            bundle, self.table, backends, memory_budget_bytes=memory_budget_bytes, clock=clock, on_event=self._emit
         )
         self._guard = Guard(
             self.table,
@@ -121,7 +139,7 @@ class Agent:
             self._figures,
             policy,
             self._sensing,
-            queue_depth=lambda: self._gate.depth,
+            queue_depth=lambda: self._answering.waiting_images,
             journal=journal,
             clock=clock,
             period_s=control_period_s,
@@ -135,12 +153,17 @@ class Agent:
             self._guard,
             self._control,
             self._figures,
-            self._gate,
             journal=journal,
             clock=clock,
             deadline_ms=goals.deadline_ms,
+            queue_limit=queue_limit,
+            admission=admission,
+            drop_late=drop_late,
+            touch=touch,
         )
-        self._control.watches.append(self._watch_journal)
+        self._control.watches += [self._jumps.watch, self._watch_journal]
+        if keeper is not None:
+            self._control.watches.append(keeper.watch)
         self._state = "starting"
         self._started_s = clock()
 
@@ -154,8 +177,11 @@ class Agent:
         """
         if self._journal is not None:
             self._journal.start(on_event=self._emit)
-            self._write_meta()
+        if self._keeper is not None:
+            self._restore(self._keeper)
+        self._write_meta()
         try:
+            self._pool.prepare()
             self._control.start()
         except BaseException:
             self.close(drain_s=0)
@@ -170,6 +196,8 @@ class Agent:
         self._state = "closing"
         drained = self._answering.close(drain_s)
         self._control.stop()
+        if self._keeper is not None:
+            self._keeper.close()
         self._emit("closed", {"drained": drained})
         self._pool.close()
         if self._journal is not None:
@@ -184,28 +212,55 @@ class Agent:
 
     # -- answering
 
-    def infer(self, batch: Batch, *, deadline_ms: float | None = None, subnet: str | None = None) -> Answer:
-        """Answers with the current engine, in the caller's thread.
+    def infer(
+        self,
+        batch: Batch,
+        *,
+        deadline_ms: float | None = None,
+        subnet: str | None = None,
+        min_accuracy: float | None = None,
+        stream: str | None = None,
+    ) -> Answer:
+        """Answers with the current engine, in the caller's thread if nobody else is being answered.
+
+        Those who wait are answered earliest deadline first, together where the operating point has a larger batch.
 
         Args:
             batch: preprocessed images, float32 [N, C, H, W]; any N, larger batches are split.
             deadline_ms: from now to the answer; None = the goal's, if there is one.
             subnet: answer with this one, whatever is current.
+            min_accuracy: share 0..1; only subnets at least this accurate may answer, whatever is current.
+            stream: name of a camera: while a frame of it waits, a newer one takes its place.
 
         Raises:
-            InputError: wrong shape or type, values that are not finite, no such subnet.
-            Busy: too many requests wait, or the agent is closing.
+            InputError: wrong shape or type, values that are not finite, no such subnet, none so accurate.
+            Superseded: a newer request of the same stream came while this one waited.
+            Expired: the deadline passed before its turn (only with ``drop_late``).
+            Busy: too many requests wait, the deadline cannot be kept (only with ``admission``), or the agent is
+                closing; the two above are special cases.
             EngineError: no engine could answer.
         """
-        return self._answering.infer(batch, deadline_ms=deadline_ms, subnet=subnet)
+        return self._answering.infer(
+            batch, deadline_ms=deadline_ms, subnet=subnet, min_accuracy=min_accuracy, stream=stream
+        )
 
-    def submit(self, batch: Batch, *, deadline_ms: float | None = None, subnet: str | None = None) -> Future[Answer]:
+    def submit(
+        self,
+        batch: Batch,
+        *,
+        deadline_ms: float | None = None,
+        subnet: str | None = None,
+        min_accuracy: float | None = None,
+        stream: str | None = None,
+    ) -> Future[Answer]:
         """As :meth:`infer`, without blocking the caller: the answer comes in another thread.
 
         A future that is cancelled while it waits costs no inference. Raises what can be told at once; the future raises
         the rest.
         """
-        return self._answering.submit(batch, deadline_ms=deadline_ms, subnet=subnet)
+        return self._answering.submit(
+            batch, deadline_ms=deadline_ms, subnet=subnet, min_accuracy=min_accuracy, stream=stream
+        )
 
     # -- operating
 
@@ -237,12 +292,14 @@ class Agent:
         now_s = self._clock()
         hold = Hold(subnet=subnet, reason=reason, since_s=now_s, until_s=now_s + for_s, remaining_s=for_s)
         self._control.hold(hold, told="hold")
+        self._keep()
         return hold
 
     def release(self) -> None:
         """Ends a hold before its time; without one it does nothing."""
         if self._control.held is not None:
             self._control.hold(None, told="release")
+            self._keep()
 
     def reconfigure(
         self,
@@ -254,6 +311,8 @@ class Agent:
     ) -> None:
         """Takes up another policy or other goals without a pause.
 
+        A policy of the same name and options goes on from the state of the one before.
+
         Raises:
             InputError: the goals contradict themselves; nothing has changed then.
         """
@@ -261,10 +320,13 @@ class Agent:
             self.goals = self._guard.goals = goals.check()
             self._guard.limits = limits or HardLimits.of(goals)
             self._answering.deadline_ms = goals.deadline_ms
+        before, options = self._control.policy, self._record.options
         if policy is not None:
-            self._policy_options = dict(policy_options or {})
-        self._control.replace_policy(policy or self._control.policy, self._write_meta)
+            self._record.options = dict(policy_options or {})
+        alike = policy is not None and policy.name == before.name and self._record.options == options
+        self._control.replace_policy(policy or before, self._write_meta, carry=alike)
         self._emit("reconfigured", {"policy": self._control.policy.name, "goals": msgspec.to_builtins(self.goals)})
+        self._keep()
 
     def tick(self) -> Explanation:
         """One control period now, beside the regular ones."""
@@ -308,7 +370,7 @@ class Agent:
             bundle_key=self.table.bundle_key,
             expected_accuracy=row.accuracy if row else None,
             uptime_s=now_s - self._started_s,
-            queue_depth=self._gate.depth,
+            queue_depth=self._answering.depth,
             engines=engine_statuses(self._pool, self._guard),
             counters=Counters(
                 requests=self._figures.requests,
@@ -317,6 +379,8 @@ class Agent:
                 refused=self._figures.refused_requests,
                 failed=self._answering.failed,
                 rescued=self._answering.rescued,
+                expired=self._figures.expired_requests,
+                superseded=self._answering.superseded,
                 switches=control.switches,
                 engine_failures=self._guard.engine_failures,
                 sensor_failures=self._sensing.failures,
@@ -324,6 +388,8 @@ class Agent:
                 engine_hangs=self._guard.engine_hangs,
                 limits_reached=self._guard.limits_reached,
                 journal_stops=self._journal.stops if self._journal is not None else 0,
+                state_failures=self._keeper.failures if self._keeper is not None else 0,
+                clock_jumps=self._jumps.jumps,
             ),
             slowdown=self._figures.slowdowns(now_s),
             journal=self._journal.status() if self._journal is not None else None,
@@ -340,26 +406,38 @@ class Agent:
                 callback()
 
     def _write_meta(self) -> None:
-        if self._journal is None:
-            return
-        policy = self._control.policy
-        meta = Meta(
-            version=self._version,
-            bundle=self.bundle.name,
-            bundle_key=self.table.bundle_key,
-            table_key=self._table_key,
-            policy={"name": policy.name, "options": self._policy_options, "state": policy.state()},
-            goals=msgspec.to_builtins(self.goals),
-            host=platform.node(),
-            points=tuple(row.point for row in self.table.rows),
-            dry_run=self._control.dry_run,
-        )
-        self._journal.write(meta)
+        if self._journal is not None:
+            control = self._control
+            self._journal.write(self._record.meta(control.policy, control.policy_state, self.goals))
+
+    def _kept(self) -> Kept:
+        control = self._control
+        policy = self._record.policy_state(control.policy, control.policy_state, self.goals)
+        return Kept(bundle_key=self.table.bundle_key, policy=policy, hold=control.held)
+
+    def _keep(self) -> None:
+        if self._keeper is not None:
+            self._keeper.keep()
+
+    def _restore(self, keeper: Keeper) -> None:
+        """Goes on with the hold and the policy's state that an earlier run has left."""
+        keeper.start(self._kept, self._emit)
+        hold, state = keeper.restored(self._kept())
+        if state and (error := self._control.restore_policy(state)):
+            state = None
+            self._emit("state_failed", {"error": error})
+        if hold is not None and hold.subnet in {row.subnet for row in self.table.rows}:
+            self._control.held = hold
+        if hold is not None or state:
+            detail = {"policy": bool(state), "hold": hold.subnet if hold else None}
+            self._emit("state_restored", detail)
 
     def _emit(self, name: str, detail: dict[str, Any]) -> None:
         """Journals an event and tells whoever listens; a listener that fails harms nobody."""
         if self._journal is not None and name != "switch":  # a switch has a line of its own
             self._journal.write(EventLine(name=name, detail=detail))
+        if self._keeper is not None and name == "hold_expired":
+            self._keeper.keep_soon()
         event = Event(name=name, time_s=self._clock(), detail=detail)
         for callback in tuple(self._callbacks):
             try:

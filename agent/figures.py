@@ -18,8 +18,8 @@ _MISS_WEIGHT = 0.05
 class LoadFigures:
     """Fed by every request, read by the control loop.
 
-    :meth:`answered` is called by one thread at a time (the one whose turn it is); :meth:`arrived` and :meth:`refused`
-    by any.
+    :meth:`ran`, :meth:`answered` and :meth:`expired` are called by one thread at a time (the one that has the engine);
+    :meth:`arrived` and :meth:`refused` by any.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class LoadFigures:
         self._rate_hz: float | None = None
         self._log_slowdown: dict[str, tuple[float, float]] = {}  # point -> (smoothed log ratio, when)
         self._miss: tuple[float, float] | None = None  # (smoothed share, when)
-        self.requests = self.images = self.late = self.refused_requests = 0
+        self.requests = self.images = self.late = self.refused_requests = self.expired_requests = 0
 
     def arrived(self, images: int) -> None:
         """A request came in."""
@@ -37,25 +37,20 @@ class LoadFigures:
             self._arrived_images += images
 
     def refused(self) -> None:
-        """A request found the queue full."""
+        """A request was turned away when it came."""
         with self._lock:
             self.refused_requests += 1
 
-    def answered(
-        self, now_s: float, point: str, images: int, infer_ms: float, expected_ms: float, on_time: bool | None
-    ) -> None:
-        """A request was answered.
+    def ran(self, now_s: float, point: str, images: int, infer_ms: float, expected_ms: float) -> None:
+        """An engine has computed a batch, perhaps for several requests.
 
         Args:
             now_s: on the agent's clock.
-            point: which operating point answered.
+            point: which operating point.
             images: how many.
-            infer_ms: how long the engine took.
+            infer_ms: how long it took.
             expected_ms: what the table says it takes.
-            on_time: whether the deadline was met; None without one.
         """
-        self.requests += 1
-        self.images += images
         if expected_ms > 0 and infer_ms > 0:
             # Logarithms: the table's figure is a median, and the mean of logarithms is little moved by rare stalls.
             ratio = math.log(infer_ms / expected_ms)
@@ -63,12 +58,35 @@ class LoadFigures:
             if before is not None and now_s - before[1] < STALE_S:
                 ratio = before[0] + _SLOWDOWN_WEIGHT * (ratio - before[0])
             self._log_slowdown[point] = (ratio, now_s)
+
+    def answered(self, now_s: float, images: int, on_time: bool | None) -> None:
+        """A request was answered.
+
+        Args:
+            now_s: on the agent's clock.
+            images: how many it held.
+            on_time: whether the deadline was met; None without one.
+        """
+        self.requests += 1
+        self.images += images
         if on_time is not None:
-            missed = 0.0 if on_time else 1.0
             self.late += not on_time
-            if self._miss is not None and now_s - self._miss[1] < STALE_S:
-                missed = self._miss[0] + _MISS_WEIGHT * (missed - self._miss[0])
-            self._miss = (missed, now_s)
+            self._missed(now_s, 0.0 if on_time else 1.0)
+
+    def expired(self, now_s: float) -> None:
+        """A request was given up because its deadline had passed."""
+        self.expired_requests += 1
+        self._missed(now_s, 1.0)
+
+    def _missed(self, now_s: float, missed: float) -> None:
+        if self._miss is not None and now_s - self._miss[1] < STALE_S:
+            missed = self._miss[0] + _MISS_WEIGHT * (missed - self._miss[0])
+        self._miss = (missed, now_s)
+
+    @property
+    def rate_hz(self) -> float | None:
+        """Images per second as of the last period."""
+        return self._rate_hz
 
     def arrival_rate_hz(self, now_s: float) -> float | None:
         """Images per second, smoothed over about five seconds; None until two readings. Call once per period."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agent.limits import HardLimits, LimitWatch, Reached
-from agent.pool import EngineKey, engine_key
+from agent.resident import EngineKey, engine_key
 from calibration.table import Row, Table
 from policies.base import Conditions, Goals
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from agent.guard import Guard
-from agent.pool import EngineKey, EnginePool, engine_key
+from agent.pool import EnginePool
 from agent.values import EngineStatus
 from backends.base import Backend
 from calibration.table import Table
@@ -31,18 +31,6 @@ def usable_rows(bundle: Bundle, table: Table, backends: Mapping[str, Backend], p
             f"wanted are {', '.join(sorted(backends)) or 'no backends'}; calibrate with the backend you want"
         )
     return msgspec.structs.replace(table, rows=rows)
-
-
-def unbatched(table: Table) -> Table:
-    """The table with each engine's smallest batch alone: what a policy may count on where requests are answered one
-    by one and never wait to be put together."""
-    smallest: dict[EngineKey, int] = {}
-    for row in table.rows:
-        key = engine_key(row)
-        smallest[key] = min(row.batch_size, smallest.get(key, row.batch_size))
-    return msgspec.structs.replace(
-        table, rows=tuple(row for row in table.rows if row.batch_size == smallest[engine_key(row)])
-    )
 
 
 def engine_statuses(pool: EnginePool, guard: Guard) -> tuple[EngineStatus, ...]:

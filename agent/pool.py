@@ -1,9 +1,11 @@
 """The engine pool: which engines are in memory, and the one reference that says which answers.
 
-* :class:`EngineKey`: what one engine is compiled for; several operating points (batch sizes) share one.
-* :class:`Resident`: a loaded, warmed engine that takes batches of any size.
 * :class:`Active`: the operating point in use, with its engine and the reason: what ``current`` refers to.
 * :class:`EnginePool`: loads in a background thread, keeps to a memory budget, swaps ``current`` in one assignment.
+
+Nothing is compiled while requests are answered, since that makes them several times as slow: what the cache of
+artifacts lacks is built by :meth:`EnginePool.prepare`, before the first answer. Only an artifact that is lost or
+damaged later is built again, by the loader at its low priority, and told as ``engine_built``.
 
 Knows nothing of policies, queues or faults: who should be current is decided elsewhere.
 """
@@ -14,114 +16,22 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
-import numpy as np
 
-from agent.chunks import Plan, plan_chunks
-from backends.base import Backend, Batch, CompileRequest, Engine
+from agent.loader import USEFUL, WANTED, Loader
+from agent.resident import EngineKey, Resident, engine_key
+from backends.base import Artifact, Backend, CompileRequest, Engine
 from calibration.table import Row, Table
 from policies.base import SlackStep
 from subnets import Bundle
 from subnets.errors import EngineError, GearshiftError
 
-_MAX_PLANS = 256
-
-
-class EngineKey(NamedTuple):
-    """What one engine is compiled for."""
-
-    subnet: str
-    backend: str
-    precision: str
-    threads: int
-
-
-def engine_key(row: Row) -> EngineKey:
-    """The engine that serves an operating point."""
-    return EngineKey(row.subnet, row.backend, row.precision, row.threads)
-
-
-class Retired(Exception):
-    """The engine was taken out of the pool between being chosen and being asked; take ``current`` again."""
-
-    def __str__(self) -> str:
-        return "it is no longer loaded"
-
-
-class Resident:
-    """A loaded engine. Safe to ask from several threads; they take turns."""
-
-    def __init__(
-        self, key: EngineKey, engine: Engine, cost_ms: Mapping[int, float], memory_bytes: int, load_ms: float
-    ) -> None:
-        self.key, self.engine = key, engine
-        self.memory_bytes, self.load_ms = memory_bytes, load_ms
-        self.retired = False
-        self.used_at_s = 0.0
-        self._cost_ms = dict(cost_ms)
-        self._plans: dict[int, Plan] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def classes(self) -> int:
-        """How many logits an answer has."""
-        return self.engine.artifact.classes
-
-    def plan(self, images: int) -> Plan:
-        """How a batch of that many images is cut."""
-        plan = self._plans.get(images)
-        if plan is None:
-            if len(self._plans) >= _MAX_PLANS:
-                self._plans.clear()
-            plan = self._plans[images] = plan_chunks(images, self._cost_ms)
-        return plan
-
-    def infer(self, batch: Batch) -> Batch:
-        """Logits float32 [N, classes] for float32 [N, C, H, W], any N of at least 1.
-
-        Raises:
-            Retired: the engine has left the pool.
-            InputError: the batch is at fault.
-            EngineError: the engine is.
-        """
-        chunks = self.plan(len(batch)).chunks
-        with self._lock:
-            if self.retired:
-                raise Retired
-            if len(chunks) == 1 and chunks[0] == len(batch):
-                return self.engine.infer(batch)
-            parts, start = [], 0
-            for size in chunks:
-                part = batch[start : start + size]
-                if len(part) < size:
-                    part = np.concatenate([part, np.zeros((size - len(part), *batch.shape[1:]), np.float32)])
-                parts.append(self.engine.infer(part))
-                start += size
-            return np.concatenate(parts)[: len(batch)]
-
-    def probe(self) -> Exception | None:
-        """Asks for a blank batch of every size; what it raised, or None when it answers in the right shape."""
-        with self._lock:
-            if self.retired:
-                return EngineError(f"engine {'/'.join(map(str, self.key))} is no longer loaded")
-            try:
-                for size in self._cost_ms:
-                    shape = self.engine.infer(np.zeros((size, *self.engine.artifact.input_shape), np.float32)).shape
-                    if shape != (size, self.classes):
-                        return EngineError(f"answers with shape {list(shape)} instead of {[size, self.classes]}")
-            except Exception as error:  # a foreign library may raise anything
-                return error
-        return None
-
-    def retire(self) -> None:
-        """Frees the engine once nobody uses it."""
-        with self._lock:
-            self.retired = True
-            self.engine.close()
+_CLOSING_PATIENCE_S = 5.0  # with an engine that somebody is still in
+_LEASE_WAIT_S = 5.0  # then rather over budget: whoever holds the lease may itself wait for this engine
 
 
 class Active(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,7 +49,8 @@ class EnginePool:
     """Engines in memory.
 
     When the budget is short, engines leave in this order: farthest from the current one on the ladder, then longest
-    unused. The current one never leaves; the keeper (the safe choice) only when nothing else can.
+    unused. The current one never leaves, nor does one that requests wait for; the keeper (the safe choice) only when
+    nothing else can.
 
     Args:
         bundle: whose subnets they are.
@@ -147,7 +58,12 @@ class EnginePool:
         backends: by name.
         memory_budget_bytes: for all resident engines together; None = no limit.
         clock: monotonic seconds.
-        on_event: called with (name, detail) for ``engine_loaded``, ``engine_evicted`` and ``over_budget``.
+        on_event: called with (name, detail) for ``engine_built``, ``engine_unbuilt``, ``engine_loaded``,
+            ``engine_evicted`` and ``over_budget``.
+
+    Attributes:
+        current: what answers, or None before the first engine.
+        on_current: called after ``current`` has changed to another engine.
     """
 
     def __init__(
@@ -162,6 +78,7 @@ class EnginePool:
     ) -> None:
         self.current: Active | None = None
         self.keeper: EngineKey | None = None
+        self.on_current: Callable[[Active], None] = lambda active: None
         self._bundle, self._backends = bundle, dict(backends)
         self._budget, self._clock, self._on_event = memory_budget_bytes, clock, on_event
         self._rank = {name: index for index, name in enumerate(bundle.ladder.names)}
@@ -169,9 +86,18 @@ class EnginePool:
         for row in table.rows:
             self._rows.setdefault(engine_key(row), {})[row.batch_size] = row
         self._mutex = threading.Lock()
+        self._given_back = threading.Condition(self._mutex)  # a lease
         self._residents: dict[EngineKey, Resident] = {}
         self._pending: dict[EngineKey, Future[Resident]] = {}
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="gearshift-loader")
+        self._wanted: set[EngineKey] = set()  # of the pending ones, those that somebody waits for
+        self._artifacts: dict[EngineKey, Artifact] = {}
+        self._unbuilt: set[EngineKey] = set()
+        self._closed = False
+        self._loader = Loader()
+        # How many threads each backend's engines want at most: until it has loaded such a one, it may make threads.
+        self._threadless: dict[str, int] = {}
+        for key in self._rows:
+            self._threadless[key.backend] = max(key.threads, self._threadless.get(key.backend, 0))
 
     @property
     def keys(self) -> tuple[EngineKey, ...]:
@@ -198,43 +124,81 @@ class EnginePool:
         with self._mutex:
             if self._residents.get(active.resident.key) is not active.resident:
                 return False
-            self.current = active
-            return True
+            before, self.current = self.current, active
+        if before is not None and before.resident is not active.resident:
+            self.on_current(active)
+        return True
+
+    def prepare(self) -> None:
+        """Builds every artifact that the cache lacks, so that none is compiled while requests are answered.
+
+        Takes milliseconds where all are there. One that cannot be built is told as ``engine_unbuilt`` and left alone
+        until it is wanted.
+        """
+        for key in self._rows:
+            try:
+                self._artifacts[key] = self._built(key)
+            except Exception as error:  # a foreign library may raise anything
+                self._unbuilt.add(key)
+                self._on_event("engine_unbuilt", {**key._asdict(), "error": str(error)})
 
     def request(self, key: EngineKey, *, prefetch: bool = False) -> Future[Resident]:
         """Loads an engine in the background, or returns the one there is.
 
         Args:
             key: which.
-            prefetch: nobody waits for it: it must not push out engines nearer to the current one.
+            prefetch: nobody waits for it: it comes after those that are waited for, and must not push out engines
+                nearer to the current one.
 
         Returns:
-            A future; it raises :class:`GearshiftError` when the engine cannot be had.
+            A future; it raises :class:`GearshiftError` when the engine cannot be had. What is called back when it is
+            there runs before another engine can push it out.
         """
         with self._mutex:
             if key in self._residents:
                 done: Future[Resident] = Future()
                 done.set_result(self._residents[key])
                 return done
-            if key not in self._pending:
+            pending = self._pending.get(key)
+            if not prefetch:
+                self._wanted.add(key)
+                if pending is not None:
+                    self._loader.hurry(pending)
+            if pending is None:
                 try:
-                    self._pending[key] = self._loader.submit(self._load, key, prefetch)
+                    pending = self._loader.submit(lambda: self._load(key), urgency=USEFUL if prefetch else WANTED)
                 except RuntimeError:  # shut down
-                    closed: Future[Resident] = Future()
-                    closed.set_exception(EngineError("the agent has closed"))
-                    return closed
-            return self._pending[key]
+                    pending = Future()
+                    pending.set_exception(EngineError("the agent has closed"))
+                    return pending
+                self._pending[key] = pending
+            return pending
 
     def prefetch(self, keys: Sequence[EngineKey]) -> None:
         """Asks for engines in this order as far as the budget goes."""
         for key in keys:
-            if self.resident(key) is None and self._has_room(key, prefetch=True):
+            if self.resident(key) is None and key not in self._unbuilt and self._has_room(key, prefetch=True):
                 self.request(key, prefetch=True)
+
+    def lease(self, resident: Resident) -> Callable[[], None] | None:
+        """Keeps an engine in memory until what this returns is called; None when it has left already."""
+        with self._mutex:
+            if self._residents.get(resident.key) is not resident:
+                return None
+            resident.leases += 1
+
+        def give_back() -> None:
+            with self._mutex:
+                resident.leases -= 1
+                self._given_back.notify_all()
+
+        return give_back
 
     def drop(self, key: EngineKey) -> None:
         """Takes an engine out, even the current one; it is freed in the background once its last answer is given."""
         with self._mutex:
             resident = self._residents.pop(key, None)
+            self._given_back.notify_all()
         if resident is not None:
             with contextlib.suppress(RuntimeError):  # shut down: its last answer was given, close() frees the rest
                 self._loader.submit(resident.retire)
@@ -245,17 +209,20 @@ class EnginePool:
 
     def close(self) -> None:
         """Frees everything; afterwards nothing answers."""
-        self._loader.shutdown(wait=True, cancel_futures=True)
+        with self._mutex:
+            self._closed = True
+            self._given_back.notify_all()
+        self._loader.close()
         with self._mutex:
             leaving = list(self._residents.values())
             self._residents.clear()
             self.current = None
         for resident in leaving:
-            resident.retire()
+            resident.retire(_CLOSING_PATIENCE_S)
 
-    def _load(self, key: EngineKey, prefetch: bool) -> Resident:
+    def _load(self, key: EngineKey) -> Resident:
         try:
-            return self._build(key, prefetch)
+            return self._brought(key, prefetch=key not in self._wanted)
         except GearshiftError:
             raise
         except Exception as error:  # a foreign library may raise anything
@@ -263,9 +230,9 @@ class EnginePool:
         finally:
             with self._mutex:
                 self._pending.pop(key, None)
+                self._wanted.discard(key)
 
-    def _build(self, key: EngineKey, prefetch: bool) -> Resident:
-        rows = self._rows[key]
+    def _brought(self, key: EngineKey, *, prefetch: bool) -> Resident:
         if not self._has_room(key, prefetch=prefetch):
             raise EngineError(
                 f"engine of {key.subnet} ({_megabytes(self._estimate(key))}) does not fit the memory budget of "
@@ -273,20 +240,20 @@ class EnginePool:
             )
         self._make_room(self._estimate(key), key)
         began = time.perf_counter()
-        request = CompileRequest(
-            subnet=key.subnet, precision=key.precision, batch_sizes=tuple(sorted(rows)), threads=key.threads
-        )
-        backend = self._backends[key.backend]
-        artifact = backend.build(self._bundle, request)
-        engine = backend.load(artifact)
+        engine = self._engine(key)
+        artifact = engine.artifact
         memory_bytes = engine.memory_bytes or self._estimate(key) or _size_on_disk(Path(artifact.path))
-        costs = {size: row.latency_p50_ms for size, row in rows.items()}
+        costs = {size: row.latency_p50_ms for size, row in self._rows[key].items()}
         resident = Resident(key, engine, costs, memory_bytes, 0.0)
         if (error := resident.probe()) is not None:
             resident.retire()
             raise EngineError(f"engine {'/'.join(map(str, key))} fails its first answer: {error}") from error
         resident.load_ms = (time.perf_counter() - began) * 1000
         resident.used_at_s = self._clock()
+        if key.threads >= self._threadless.get(key.backend, 0):
+            self._threadless.pop(key.backend, None)
+            if not self._threadless:
+                self._loader.step_back()
         with self._mutex:
             self._residents[key] = resident
         self._make_room(0, key)
@@ -294,6 +261,30 @@ class EnginePool:
             "engine_loaded", {"subnet": key.subnet, "ms": round(resident.load_ms, 1), "memory_bytes": memory_bytes}
         )
         return resident
+
+    def _engine(self, key: EngineKey) -> Engine:
+        """Loaded from the artifact that was there at the start; built again where that was lost or damaged since."""
+        backend = self._backends[key.backend]
+        if (artifact := self._artifacts.get(key)) is not None:
+            try:
+                return backend.load(artifact)
+            except EngineError:
+                pass
+        self._artifacts[key] = self._built(key)
+        self._unbuilt.discard(key)
+        return backend.load(self._artifacts[key])
+
+    def _built(self, key: EngineKey) -> Artifact:
+        request = CompileRequest(
+            subnet=key.subnet, precision=key.precision, batch_sizes=tuple(sorted(self._rows[key])), threads=key.threads
+        )
+        before_ns, began = time.time_ns(), time.perf_counter()
+        artifact = self._backends[key.backend].build(self._bundle, request)
+        with contextlib.suppress(OSError):
+            if Path(artifact.path).stat().st_mtime_ns >= before_ns:  # else it was in the cache
+                ms = (time.perf_counter() - began) * 1000
+                self._on_event("engine_built", {**key._asdict(), "ms": round(ms, 1)})
+        return artifact
 
     def _estimate(self, key: EngineKey) -> int:
         """What the table measured, 0 where it could not."""
@@ -310,33 +301,58 @@ class EnginePool:
         if self.current is None:
             return not prefetch
         here = self.current.resident.key
-        if resident.key == here:
+        if resident.key == here or (prefetch and resident.leases):
             return False
         if prefetch:
             return resident.key != self.keeper and self.distance(resident.key, here) > self.distance(key, here)
         return True
 
     def _make_room(self, need: int, key: EngineKey) -> None:
-        """Frees engines until ``need`` bytes fit, or none but the current and ``key`` is left."""
+        """Frees engines until ``need`` bytes fit, or none but the current and ``key`` is left.
+
+        Before loading it waits for engines that requests wait for: once they are answered, those may leave as well.
+        """
         if self._budget is None:
             return
+        until_s = time.monotonic() + _LEASE_WAIT_S
+        while True:
+            with self._mutex:
+                leaving, leased = self._leaving(need, key)
+                over = self._held_bytes() + need - self._budget
+            for resident in leaving:
+                resident.retire()
+                self._on_event("engine_evicted", {"subnet": resident.key.subnet, "memory_bytes": resident.memory_bytes})
+            if over <= 0:
+                return
+            if not need:
+                self._on_event("over_budget", {"over_bytes": over, "budget_bytes": self._budget})
+                return
+            with self._mutex:
+                left_s = until_s - time.monotonic()
+                if not leased or self._closed or left_s <= 0:
+                    return
+                if leased == self._leased(key):
+                    self._given_back.wait(left_s)
+
+    def _leaving(self, need: int, key: EngineKey) -> tuple[list[Resident], int]:
+        """Takes out who must make room; and how many others may not go yet."""
+        assert self._budget is not None
+        here = self.current.resident.key if self.current else key
+
+        def value(resident: Resident) -> tuple[bool, float, float]:
+            return resident.key == self.keeper, -self.distance(resident.key, here), resident.used_at_s
+
         leaving = []
-        with self._mutex:
-            here = self.current.resident.key if self.current else key
-
-            def value(resident: Resident) -> tuple[bool, float, float]:
-                return resident.key == self.keeper, -self.distance(resident.key, here), resident.used_at_s
-
-            for resident in sorted((r for r in self._residents.values() if r.key not in (here, key)), key=value):
-                if self._held_bytes() + need <= self._budget:
-                    break
+        for resident in sorted((r for r in self._residents.values() if r.key not in (here, key)), key=value):
+            if self._held_bytes() + need <= self._budget:
+                break
+            if not resident.leases:
                 leaving.append(self._residents.pop(resident.key))
-            over = self._held_bytes() + need - self._budget
-        for resident in leaving:
-            resident.retire()
-            self._on_event("engine_evicted", {"subnet": resident.key.subnet, "memory_bytes": resident.memory_bytes})
-        if over > 0 and not need:
-            self._on_event("over_budget", {"over_bytes": over, "budget_bytes": self._budget})
+        return leaving, self._leased(key)
+
+    def _leased(self, key: EngineKey) -> int:
+        here = self.current.resident.key if self.current else key
+        return sum(resident.leases for resident in self._residents.values() if resident.key not in (here, key))
 
     def _held_bytes(self) -> int:
         return sum(resident.memory_bytes for resident in self._residents.values())

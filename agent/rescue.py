@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from agent.guard import Guard
-from agent.pool import Active, EngineKey, EnginePool, Resident, Retired, engine_key
+from agent.pool import Active, EnginePool
+from agent.resident import EngineKey, Resident, Retired, engine_key
 from backends.base import Batch
 from subnets.errors import EngineError, InputError
 
@@ -26,8 +27,11 @@ class Rescue:
         self._pool, self._guard, self._apply = pool, guard, apply
         self.rescued = 0
 
-    def answer(self, batch: Batch, failed: Active, error: Exception, *, pinned: bool) -> tuple[Active, Batch]:
-        """The next engine's answer to a batch on which one has failed.
+    def answer(
+        self, batch: Batch, failed: Active, error: Exception, *, pinned: bool, floor: float = 0.0
+    ) -> tuple[Active, Batch]:
+        """The next engine's answer to a batch on which one has failed: none if it is ``pinned``, and none less accurate
+        than ``floor``.
 
         The failed ones are quarantined once another has answered: that shows the fault was theirs. Where none answers
         the batch, those that also fail a blank one are quarantined; if none does, the batch is at fault.
@@ -40,7 +44,7 @@ class Rescue:
         broken = self._drop_if_broken(failed.resident)
         for row in [] if pinned else self._guard.alternatives(failed.point):
             key = engine_key(row)
-            if key in failures or self._guard.quarantined_s(key):
+            if row.accuracy < floor or key in failures or self._guard.quarantined_s(key):
                 continue
             resident = self._pool.resident(key)
             if resident is None:

@@ -96,7 +96,7 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     images: int
     late: int  # answered after their deadline
-    refused: int  # queue full
+    refused: int  # turned away at once: queue full, closing, or hopeless
     failed: int  # no engine could answer
     rescued: int  # answered by another engine than the one asked first
     switches: int
@@ -109,6 +109,8 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     state_failures: int = 0  # of the file that restarts go on from: not read, or not written
     clock_jumps: int = 0  # of the wall clock
     rows_drifted: int = 0  # operating points found to be off the table for long
+    expired: int = 0  # given up because their deadline had passed before their turn
+    superseded: int = 0  # a newer one of their stream took their place
 
 
 class JournalStatus(msgspec.Struct, frozen=True, kw_only=True):

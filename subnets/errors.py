@@ -8,6 +8,8 @@
      +-- UnavailableError   this machine or installation lacks something: one sentence, exit code 2
      +-- EngineError        a loaded engine failed or answered with non-finite values
      +-- Busy               the agent's queue is full, or it is closing: try again later
+          +-- Superseded     a newer request of the same stream took its place while it waited
+          +-- Expired        its deadline passed while it waited, and late answers are not wanted
 
 A message names the file, key or value, says what was expected and what to do. ``sensors`` raises none of them: a
 sensor that cannot be read is *unknown*, with a reason.
@@ -36,3 +38,11 @@ class EngineError(GearshiftError, RuntimeError):
 
 class Busy(GearshiftError, RuntimeError):
     """The agent cannot take this request now: its queue is full, or it is closing. Trying again later may help."""
+
+
+class Superseded(Busy):
+    """A newer request of the same stream has come while this one waited; only the newest is answered."""
+
+
+class Expired(Busy):
+    """The deadline passed before this request's turn came, and the agent is told not to answer late ones."""

@@ -23,11 +23,9 @@ def test_any_number_of_images_is_answered_whatever_the_engines_batch_sizes(make_
     np.testing.assert_array_equal(make_agent().infer(images[:count]).logits, helpers.expected("s100", images[:count]))
 
 
-def test_policies_do_not_count_on_batches_that_are_never_formed_but_large_requests_use_them(
-    make_agent, images, backend
-):
+def test_policies_see_all_batch_sizes_and_large_requests_use_them(make_agent, images, backend):
     agent = make_agent()
-    assert {row.batch_size for row in agent.table.rows} == {1}
+    assert {row.batch_size for row in agent.table.rows} == {1, 4}
     backend.sizes.clear()
     agent.infer(images[:5])
     assert sorted(backend.sizes) == [1, 4]

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.chunks import plan_chunks
-from agent.pool import Active, EnginePool, engine_key
+from agent.loader import USEFUL
+from agent.pool import Active, EnginePool
+from agent.resident import engine_key
 
 
 def brute_force(images: int, cost: dict[int, float]) -> float:
@@ -95,7 +97,7 @@ def test_prefetching_stops_where_it_would_push_out_what_is_nearer(make_pool):
     pool.prefetch([keys["s75"], keys["s50"], keys["s25"]])
     pool.request(keys["s75"]).result(10)
     barrier = threading.Event()
-    pool._loader.submit(barrier.set)
+    pool._loader.submit(barrier.set, urgency=USEFUL)
     assert barrier.wait(10)
     assert resident_names(pool) == {"s100", "s75"}
 
