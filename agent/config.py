@@ -13,19 +13,23 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from agent import quantities
+from agent.limits import HardLimits
 from agent.logs import Form
 from policies.base import Goals, Maximise
 from subnets.errors import InputError
 
 _MAX_FILE_BYTES = 2**20
-_PATHS = (("agent", "bundle"), ("agent", "table"), ("agent", "journal"), ("serve", "socket"))
+_PATHS = (
+    *(("agent", key) for key in ("bundle", "table", "journal", "state")),
+    *(("serve", key) for key in ("socket", "native")),
+)
 
 Quantity = str | float | int
 
@@ -49,6 +53,7 @@ class AgentSection(Section, frozen=True, kw_only=True):
     journal: str = ""  # folder; empty = no journal
     journal_size: Quantity = "16MiB"  # of one file before it is compressed
     journal_keep: int = 16  # compressed files
+    state: str = ""  # folder of what restarts go on from; empty = $STATE_DIRECTORY, the journal's, or the user's
     dry_run: bool = False
     log_format: Form = "auto"  # or "text", "json"
 
@@ -67,8 +72,12 @@ class GoalsSection(Section, frozen=True, kw_only=True):
     switches_per_hour: int | None = None
     maximise: Maximise = "accuracy"
 
-    def goals(self, now_s: float) -> Goals:
-        """The goals on a clock that reads ``now_s`` now.
+    def goals(self, until_s: Callable[[Quantity | None], float | None] = lambda said: None) -> Goals:
+        """The goals.
+
+        Args:
+            until_s: turns ``last_until`` into a time on the agent's clock, see :class:`agent.clocks.Horizon`; left
+                out, that goal is.
 
         Raises:
             InputError: naming the key and what it should be.
@@ -78,13 +87,32 @@ class GoalsSection(Section, frozen=True, kw_only=True):
             min_accuracy=self.min_accuracy,
             max_power_w=self.max_power_w,
             temperature_limit_c=self.temperature_limit_c,
-            last_until_s=None if self.last_until is None else now_s + quantities.seconds_until(self.last_until),
+            last_until_s=until_s(self.last_until),
             reserve=self.reserve,
             battery_capacity_j=self.battery_capacity_j,
             deadline_percentile=self.deadline_percentile,
             switches_per_hour=self.switches_per_hour,
             maximise=self.maximise,
         ).check()
+
+
+class GuardSection(Section, frozen=True, kw_only=True):
+    """``[guard]``: hard limits, which no policy, hold or request may overrule.
+
+    What is left out follows from the goals: 10 °C above ``temperature_limit_c``, 1.25 times ``max_power_w``; else it is
+    not known, and does not bind. The reserve of charge is the goals'.
+    """
+
+    critical_temperature_c: float | None = None
+    brownout_power_w: float | None = None
+
+    def limits(self, goals: Goals) -> HardLimits:
+        """The limits for these goals.
+
+        Raises:
+            InputError: naming the key and what it should be.
+        """
+        return HardLimits.of(goals, self.critical_temperature_c, self.brownout_power_w)
 
 
 class PolicySection(Section, frozen=True, kw_only=True):
@@ -101,6 +129,9 @@ class ServeSection(Section, frozen=True, kw_only=True):
     socket: str = ""
     max_body: Quantity = "64MiB"
     max_images: int = 256
+    native: str = ""  # a Unix socket for neighbours on the device, docs/native.md; empty = none
+    native_memory: Quantity = "256MiB"  # that its clients together may make the agent hold
+    native_connections: int = 32
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -108,6 +139,7 @@ class Config(Section, frozen=True, kw_only=True):
 
     agent: AgentSection = AgentSection()
     goals: GoalsSection = GoalsSection()
+    guard: GuardSection = GuardSection()
     policy: PolicySection = PolicySection()
     serve: ServeSection = ServeSection()
 
@@ -176,14 +208,18 @@ _EXAMPLES = {
     "threads": "1",
     "memory_budget": '"250MB"',
     "journal": '"journal"',
+    "state": '"state"',
     "deadline": '"50ms"',
     "min_accuracy": "0.9",
     "max_power_w": "5.0",
     "temperature_limit_c": "80.0",
     "last_until": '"18:00"',
+    "critical_temperature_c": "95.0",
+    "brownout_power_w": "9.0",
     "battery_capacity_j": "72000.0",
     "switches_per_hour": "20",
     "socket": '"agent.sock"',
+    "native": '"native.sock"',
 }
 
 
@@ -203,7 +239,7 @@ def _sources(
         sources += [(str(extra), _read(extra)) for extra in sorted((path.parent / "conf.d").glob("*.toml"))]
     for name in sorted(environment):
         section, _, key = name.removeprefix("GEARSHIFT_").lower().partition("_")
-        if name.startswith("GEARSHIFT_") and section in ("agent", "goals", "serve") and key:
+        if name.startswith("GEARSHIFT_") and section in ("agent", "goals", "guard", "serve") and key:
             sources.append((name, {section: {key: environment[name]}}))
     for flag, value in flags.items():
         if value is not None:
@@ -236,6 +272,7 @@ def _check(source: str, config: Config) -> None:
         ("goals.deadline", goals.deadline, quantities.milliseconds),
         ("goals.last_until", goals.last_until, quantities.seconds_until),
         ("serve.max_body", serve.max_body, quantities.size_bytes),
+        ("serve.native_memory", serve.native_memory, quantities.size_bytes),
     ):
         try:
             if value is not None:
@@ -248,11 +285,12 @@ def _check(source: str, config: Config) -> None:
         ("agent.threads", agent.threads, 1, 1024),
         ("serve.port", serve.port, 0, 65535),
         ("serve.max_images", serve.max_images, 1, 1_000_000),
+        ("serve.native_connections", serve.native_connections, 1, 1000),
     ):
         if number is not None and not low <= number <= high:
             raise InputError(f"{source}: {key} is {number}; give a whole number from {low} to {high}")
     try:
-        goals.goals(0.0)
+        config.guard.limits(goals.goals())
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
 

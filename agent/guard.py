@@ -22,13 +22,14 @@ from policies.base import Conditions, Goals
 
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 300.0
+HANG_BACKOFFS_S = (60.0, 600.0, 3600.0)  # the last one ever after
 
 
 class _Failures:
     """What is known of one engine's failures."""
 
     def __init__(self) -> None:
-        self.total = self.in_a_row = 0
+        self.total = self.in_a_row = self.hangs = 0
         self.until_s = -math.inf
         self.error = ""
 
@@ -91,6 +92,34 @@ class Guard:
         detail = {**key._asdict(), "error": str(error), "backoff_s": backoff_s}
         self._on_event("engine_failed", detail)
 
+    def hung(self, key: EngineKey, error: Exception) -> Callable[[], None]:
+        """Quarantines an engine that gives no answer at all.
+
+        Returns:
+            What takes it back, when the answer comes in this very moment.
+        """
+        now_s = self._clock()
+        with self._lock:
+            seen = self._failures.setdefault(key, _Failures())
+            before = seen.until_s
+            backoff_s = HANG_BACKOFFS_S[min(seen.hangs, len(HANG_BACKOFFS_S) - 1)]
+            seen.total, seen.hangs = seen.total + 1, seen.hangs + 1
+            seen.until_s, seen.error = now_s + backoff_s, str(error)
+            self.engine_hangs += 1
+            self._faults.append(f"engine hung: {key.subnet}: {error}")
+        self._on_event("engine_hung", {**key._asdict(), "error": str(error), "backoff_s": backoff_s})
+
+        def undo() -> None:
+            with self._lock:
+                seen.until_s, seen.hangs = before, seen.hangs - 1
+
+        return undo
+
+    def hangs(self, key: EngineKey) -> int:
+        """How often an engine gave no answer at all."""
+        seen = self._failures.get(key)
+        return seen.hangs if seen is not None else 0
+
     def note(self, key: EngineKey, error: Exception) -> None:
         """Counts a failure of an engine that stays in service, because nothing else could answer either."""
         with self._lock:
@@ -147,7 +176,11 @@ class Guard:
         Cheapest is least energy per image where all rows have it, else least latency. Where no point keeps both, the
         deadline yields: the fastest of those accurate enough; where none is, the fastest of all.
         """
-        goals, rows = self.goals, self._table.rows
+        goals = self.goals
+        smallest: dict[EngineKey, Row] = {}  # a batch of one does not wait for others
+        for row in sorted(self._table.rows, key=lambda row: row.batch_size):
+            smallest.setdefault(engine_key(row), row)
+        rows = tuple(smallest.values())
         accurate = [row for row in rows if goals.min_accuracy is None or row.accuracy >= goals.min_accuracy]
         fitting = [row for row in accurate if goals.deadline_ms is None or row.latency_p99_ms <= goals.deadline_ms]
         if fitting:

@@ -21,10 +21,12 @@ from typing import Any
 import msgspec
 
 from agent import quantities
+from agent.clocks import is_time_of_day
 from agent.config import Config
 from agent.core import Agent
 from agent.journal import Journal
 from agent.lifecycle import Instance, RunningAgent, notify, notify_reloading, watchdog_wanted
+from agent.state import Keeper, state_path
 from agent.values import Event
 from backends import registry as backend_registry
 from backends.base import Backend
@@ -38,7 +40,7 @@ from subnets.errors import GearshiftError, InputError, MismatchError, Unavailabl
 DRAIN_S = 20.0
 Tell = Callable[[str, dict[str, Any]], None]
 # Settings that a reload takes up; the others need a restart.
-_RELOADABLE = ("goals.", "policy.", "agent.policy")
+_RELOADABLE = ("goals.", "guard.", "policy.", "agent.policy")
 
 
 def version() -> str:
@@ -76,15 +78,18 @@ def assemble(config: Config, *, force: bool = False, tell: Tell = lambda name, d
     backends = _backends({row.backend for row in rows}, tell)
     import sensors
 
-    journal = None
+    path = state_path(config.agent.state, config.agent.journal, bundle.name)
+    keeper = Keeper(path, dry_run=config.agent.dry_run)  # a dry run decides over nobody's hold
+    clock, journal = keeper.clock, None
     if config.agent.journal:
         journal = Journal(
             Path(config.agent.journal),
             max_bytes=quantities.size_bytes(config.agent.journal_size),
             keep=config.agent.journal_keep,
+            clock=clock,
         )
     budget = config.agent.memory_budget
-    goals = config.goals.goals(time.monotonic())
+    goals = config.goals.goals(keeper.horizon.until_s)
     return Agent(
         bundle,
         table,
@@ -94,12 +99,15 @@ def assemble(config: Config, *, force: bool = False, tell: Tell = lambda name, d
         goals=goals,
         sensors=sensors.discover(device=rows[0].device.upper()),
         journal=journal,
+        clock=clock,
         control_period_s=quantities.seconds(config.agent.control_period),
         memory_budget_bytes=None if budget is None else quantities.size_bytes(budget),
         queue_limit=config.agent.queue_limit,
         points=[row.point for row in rows],
         dry_run=config.agent.dry_run,
         version=version(),
+        limits=config.guard.limits(goals),
+        keeper=keeper,
     )
 
 
@@ -164,6 +172,7 @@ class Service:
         self._config, self._force, self._reload, self._tell = config, force, reload, tell
         self._wake = threading.Event()
         self._signals: list[int] = []
+        self._jumped = False  # the wall clock; a time of day is nearer or farther now
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT, then drains. Call from the main thread.
@@ -184,12 +193,24 @@ class Service:
     def _serve(self, agent: Agent, instance: Instance) -> None:
         import uvicorn
 
+        from agent.model import ServedModel
+        from agent.native import NativeServer
+        from agent.native_requests import NativeLimits
         from agent.server import Limits, create_app, listen
 
         serve = self._config.serve
         unix_path = Path(serve.socket).absolute() if serve.socket else None
         sockets = listen(serve.host or None, serve.port, unix_path)
+        native = None
         try:
+            if serve.native:
+                native = NativeServer(
+                    ServedModel(agent, version(), max_images=serve.max_images),
+                    Path(serve.native),
+                    NativeLimits(
+                        connections=serve.native_connections, memory_bytes=quantities.size_bytes(serve.native_memory)
+                    ),
+                )
             with agent:
                 limits = Limits(max_body_bytes=quantities.size_bytes(serve.max_body), max_images=serve.max_images)
                 settings = uvicorn.Config(
@@ -204,12 +225,15 @@ class Service:
                 server = uvicorn.Server(settings)
                 thread = threading.Thread(target=server.run, args=(sockets,), name="gearshift-http")
                 thread.start()
+                if native is not None:
+                    native.start()
                 host, port = sockets[0].getsockname()[:2] if serve.host else ("", 0)
                 running = RunningAgent(
                     pid=os.getpid(),
                     host=host,
                     port=port,
                     socket=str(unix_path or ""),
+                    native=str(native.path) if native is not None else "",
                     bundle=agent.bundle.name,
                     started_unix_s=time.time(),
                 )
@@ -226,8 +250,12 @@ class Service:
                     notify("STOPPING=1")
                     self._tell("stopping", {})
                     server.should_exit = True
+                    if native is not None:
+                        native.stop(DRAIN_S)
                     thread.join()
         finally:
+            if native is not None:
+                native.stop()
             for opened in sockets:
                 opened.close()
             if unix_path is not None:
@@ -248,21 +276,30 @@ class Service:
                 notify_reloading()
                 self._apply(agent)
                 notify("READY=1")
+            if self._jumped and is_time_of_day(self._config.goals.last_until or ""):
+                self._take_up(agent, self._config)
+            self._jumped = False
         raise UnavailableError("the HTTP server has ended by itself")
 
     def _apply(self, agent: Agent) -> None:
         """Takes up a changed configuration, or keeps the old one and says why."""
+        kept = agent.horizon.kept
         try:
             new = self._reload()
-            goals = new.goals.goals(time.monotonic())
-            agent.reconfigure(policy=_policy(new, goals), policy_options=new.policy.options, goals=goals)
+            self._take_up(agent, new)
         except GearshiftError as error:
+            agent.horizon.kept = kept
             self._tell("reload_refused", {"error": str(error)})
             return
         changed = _changed(self._config, new)
         waiting = [key for key in changed if not key.startswith(_RELOADABLE)]
         self._config = new
         self._tell("reloaded", {"changed": changed, "after_restart": waiting})
+
+    def _take_up(self, agent: Agent, config: Config) -> None:
+        goals = config.goals.goals(agent.horizon.until_s)
+        limits, policy = config.guard.limits(goals), _policy(config, goals)
+        agent.reconfigure(policy=policy, policy_options=config.policy.options, goals=goals, limits=limits)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._signals.append(number)
@@ -271,6 +308,9 @@ class Service:
     def _on_event(self, event: Event) -> None:
         if event.name == "switch":
             notify(f"STATUS={event.detail['to']}: {event.detail['reason']}")
+        if event.name == "clock_jumped":
+            self._jumped = True
+            self._wake.set()
         self._tell(event.name, event.detail)
 
 

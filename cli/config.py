@@ -30,7 +30,7 @@ def check(file: Path) -> None:
     from policies.registry import create
 
     loaded = config.load(file, environment=os.environ)
-    create(loaded.agent.policy, loaded.goals.goals(0.0), loaded.policy.options)
+    create(loaded.agent.policy, loaded.goals.goals(), loaded.policy.options)
     click.echo(f"{file}: sound")
 
 

@@ -8,6 +8,7 @@ import tomllib
 import pytest
 
 from agent import config, quantities
+from agent.clocks import AgentClock, Horizon
 from agent.config import Config
 from subnets.errors import InputError
 
@@ -100,8 +101,18 @@ def test_the_template_holds_every_key_and_is_valid_with_and_without_comment_sign
 
 def test_goals_are_put_on_the_agents_clock(tmp_path):
     path = write(tmp_path, "[goals]\ndeadline = '50ms'\nlast_until = '2h'\nmin_accuracy = 0.9\n")
-    goals = config.load(path).goals.goals(1000.0)
+    horizon = Horizon(AgentClock(monotonic=lambda: 1000.0))
+    goals = config.load(path).goals.goals(horizon.until_s)
     assert (goals.deadline_ms, goals.last_until_s, goals.min_accuracy) == (50.0, 8200.0, 0.9)
+
+
+def test_hard_limits_follow_from_the_goals_unless_they_are_said(tmp_path):
+    path = write(tmp_path, "[goals]\ntemperature_limit_c = 80.0\nmax_power_w = 8.0\n[guard]\nbrownout_power_w = 9.0\n")
+    loaded = config.load(path, environment={"GEARSHIFT_GUARD_CRITICAL_TEMPERATURE_C": "85"})
+    limits = loaded.guard.limits(loaded.goals.goals())
+    assert (limits.critical_temperature_c, limits.brownout_power_w, limits.reserve) == (85.0, 9.0, 0.05)
+    with pytest.raises(InputError, match=r"agent.toml: brownout_power_w is 7, below the goal of 8"):
+        config.load(write(tmp_path, "[goals]\nmax_power_w = 8.0\n[guard]\nbrownout_power_w = 7.0\n"))
 
 
 @pytest.mark.parametrize(

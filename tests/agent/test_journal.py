@@ -56,7 +56,7 @@ def test_an_agent_journals_everything_that_happens_to_it(make_agent, policy, ima
     head = found[0]
     assert (head["kind"], head["schema"], head["version"], head["bundle"]) == ("meta", 1, "0.1", "tiny")
     assert head["policy"] == {"name": "scripted", "options": {"up_votes": 3}, "state": {"decided": 0}}
-    assert head["goals"]["deadline_ms"] == 1000.0 and len(head["points"]) == 4
+    assert head["goals"]["deadline_ms"] == 1000.0 and len(head["points"]) == 8
     decisions = [line for line in found if line["kind"] == "decision"]
     assert set(decisions[0]["conditions"]) == {field.name for field in msgspec.structs.fields(Conditions)}
     assert decisions[0]["current"] is None and decisions[0]["conditions"]["battery_charge"] == 1 / 3

@@ -1,0 +1,74 @@
+"""Inferences that do not end: found by the control loop, given up, and answered by the next engine.
+
+A thread that is inside a library cannot be ended. So its engine is quarantined, thread and engine are left to
+themselves, and another worker goes on. Each costs a thread and an engine's memory, so one that hangs stays away much
+longer than one that fails. When every engine hangs there is nothing left to go on with: the agent is :attr:`hopeless`,
+the watchdog is not fed any more, and whoever started the process has to start it again.
+
+Knows nothing of queues: what is under way, and how to give it up, it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agent.figures import LoadFigures
+from agent.guard import Guard
+from agent.pool import EnginePool
+from agent.running import UnderWay
+from subnets.errors import EngineError
+
+LEAST_S = 2.0
+TIMES_P99 = 50.0
+
+
+class HangWatch:
+    """Looks at what is under way, one call a control period.
+
+    Args:
+        under_way: what is being computed now, or None.
+        abandon: gives it up; False when it has ended meanwhile.
+        guard: quarantines the engine.
+        pool: which engines there are.
+        figures: how slow the machine is now.
+        clock: of ``UnderWay.began_s``, seconds.
+    """
+
+    def __init__(
+        self,
+        under_way: Callable[[], UnderWay | None],
+        abandon: Callable[[UnderWay, Exception], bool],
+        guard: Guard,
+        pool: EnginePool,
+        figures: LoadFigures,
+        clock: Callable[[], float],
+    ) -> None:
+        self.hopeless = ""  # why there is nothing left to go on with
+        self._under_way, self._abandon = under_way, abandon
+        self._guard, self._pool, self._figures, self._clock = guard, pool, figures, clock
+
+    def watch(self, now_s: float, faults: list[str]) -> None:
+        """Gives up what takes too long.
+
+        Raises:
+            EngineError: every engine hangs.
+        """
+        found = self._under_way()
+        if found is not None and self._clock() - found.began_s > (bound_s := self.bound_s(found)):
+            key = found.active.resident.key
+            error = EngineError(f"no answer within {bound_s:.1f} s; it hangs and is given up")
+            undo = self._guard.hung(key, error)
+            if not self._abandon(found, error):
+                undo()
+            elif not self._pool.answering and all(self._guard.hangs(other) for other in self._pool.keys):
+                self.hopeless = f"every engine hangs, {key.subnet} as the last one"
+        if self.hopeless:
+            faults.append(f"hopeless: {self.hopeless}")
+            raise EngineError(self.hopeless)
+
+    def bound_s(self, found: UnderWay) -> float:
+        """How long an inference may take: so much longer than any in the table that it will not end."""
+        row = found.active.row
+        p99_s = found.expected_ms / 1000 * row.latency_p99_ms / row.latency_p50_ms
+        slowdown = self._figures.slowdown(self._clock(), found.active.point) or 1.0
+        return max(LEAST_S, TIMES_P99 * p99_s * max(1.0, slowdown))
