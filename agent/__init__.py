@@ -10,9 +10,32 @@
 Knows nothing of training, calibrating or simulating, and needs no torch.
 """
 
-from agent.core import Agent
-from agent.journal import Journal
-from agent.values import Answer, Event, Explanation, Hold, Status
-from subnets.errors import Busy
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# Imported when they are asked for: a program that only talks to an agent (agent.client) should not load one.
+if TYPE_CHECKING:
+    from agent.core import Agent
+    from agent.journal import Journal
+    from agent.values import Answer, Event, Explanation, Hold, Status
+    from subnets.errors import Busy
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in _PLACES:
+            return getattr(importlib.import_module(_PLACES[name]), name)
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+_PLACES = {
+    "Agent": "agent.core",
+    "Answer": "agent.values",
+    "Busy": "subnets.errors",
+    "Event": "agent.values",
+    "Explanation": "agent.values",
+    "Hold": "agent.values",
+    "Journal": "agent.journal",
+    "Status": "agent.values",
+}
 
 __all__ = ["Agent", "Answer", "Busy", "Event", "Explanation", "Hold", "Journal", "Status"]

@@ -1,66 +1,232 @@
-"""Talks to the agent on this machine, found by the state file it leaves: what the commands use.
+"""Asks the agent on this device: over memory that both share, in tens of microseconds.
 
-Standard library only, over the Unix socket where there is one, else TCP.
+::
+
+    with Client() as agent:
+        image = agent.buffer()                    # an array that the agent reads where it is
+        image[:] = ...                            # preprocessed: float32 [1, channels, height, width]
+        answer = agent.infer(image, deadline_ms=20)
+        answer.logits.argmax(), answer.subnet, answer.reason
+
+Any other array will do as well; it is sent or copied. Needs the standard library and numpy, which is imported with the
+first connection. Beneath it are :mod:`agent.client_session`, ``client_link`` and ``client_memory``, and the frames of
+:mod:`agent.wire`. :func:`ask`, for control over HTTP, is :mod:`agent.control_client`'s.
 """
 
 from __future__ import annotations
 
-import http.client
-import socket
-from pathlib import Path
-from typing import Any
+import contextlib
+import importlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from agent.lifecycle import RunningAgent, find_running
+from agent.client_link import Gone, Link
+from agent.client_session import Answer, Session, Slip
 from subnets.errors import InputError, UnavailableError
 
-_TIMEOUT_S = 10.0
+if TYPE_CHECKING:  # what needs more than the standard library is imported when it is used
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from agent.control_client import UnixConnection, ask
+
+__all__ = ["Answer", "Client", "Pending", "UnixConnection", "ask"]
+
+_RETRY_S = 0.05
 
 
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: Path, timeout: float = _TIMEOUT_S) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connects to the socket."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+def __getattr__(name: str) -> Any:
+    if name in ("UnixConnection", "ask"):
+        return getattr(importlib.import_module("agent.control_client"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
-def ask(method: str, path: str, body: Any = None, *, running: RunningAgent | None = None) -> Any:
-    """One request to the running agent; its JSON reply.
+class Client:
+    """A connection to the agent on this device, which finds it again after a restart. For one thread at a time.
 
     Args:
-        method: GET or POST.
-        path: e.g. ``/gearshift/status``.
-        body: sent as JSON when given.
-        running: which agent; None = the one the state file names.
+        path: the agent's native socket; None = where the running agent says.
+        timeout_s: how long an answer may take.
+        reconnect_s: how long :meth:`infer` waits for an agent that has gone, before it gives up.
 
     Raises:
-        UnavailableError: no agent runs, or it does not answer.
-        InputError: it refuses the request; its own sentence.
+        UnavailableError: no agent is there, or it offers no native socket, or refuses this client.
     """
-    running = running or find_running()
-    connection: http.client.HTTPConnection
-    if running.socket:
-        connection = UnixConnection(Path(running.socket))
-    else:
-        connection = http.client.HTTPConnection(running.host, running.port, timeout=_TIMEOUT_S)
-    content = msgspec.json.encode(body) if body is not None else None
-    try:
-        connection.request(method, path, content, {"Content-Type": "application/json"})
-        reply = connection.getresponse()
-        answer = msgspec.json.decode(reply.read() or b"null")
-    except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
-        raise UnavailableError(f"the agent (process {running.pid}) does not answer: {error}; is it starting?") from None
-    finally:
-        connection.close()
-    if reply.status != 200:
-        message = answer.get("error", "") if isinstance(answer, dict) else ""
-        raise InputError(message or f"the agent answers {reply.status} to {method} {path}")
-    return answer
+
+    def __init__(self, path: str | Path | None = None, *, timeout_s: float = 30.0, reconnect_s: float = 10.0) -> None:
+        if not 1e-6 <= timeout_s < 1e9:
+            raise InputError(f"timeout_s is {timeout_s}; give seconds above 0")
+        if not 0 <= reconnect_s < float("inf"):
+            raise InputError(f"reconnect_s is {reconnect_s}; give seconds, 0 for not at all")
+        self._path, self._timeout_s, self._reconnect_s = path, timeout_s, reconnect_s
+        self._busy = threading.Lock()
+        self._closed = False
+        self._session = Session(Link(path, timeout_s), None)
+
+    # -- the model
+
+    @property
+    def model(self) -> str:
+        """Its name."""
+        return self._session.model
+
+    @property
+    def subnets(self) -> tuple[str, ...]:
+        """Those that may be asked for, smallest first."""
+        return tuple(self._session.places)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        return self._session.shape
+
+    @property
+    def classes(self) -> int:
+        """How many logits an image has."""
+        return self._session.classes
+
+    # -- asking
+
+    def buffer(self, images: int = 1) -> NDArray[np.float32]:
+        """An array float32 [images, channels, height, width] that the agent reads where it is: fill it, :meth:`infer`
+        it, fill it again. It may hold anything at first, and goes back by itself when nobody refers to it any more.
+
+        Raises:
+            InputError: more images than the agent takes at a time, or too many buffers are in use.
+            UnavailableError: the agent does not answer.
+        """
+        with self._alone():
+            if not 1 <= images <= self._session.max_images:
+                raise InputError(f"a buffer of {images} images; the agent takes 1 to {self._session.max_images}")
+            try:
+                return self._session.buffer(images)
+            except Gone:
+                return self._come_back().buffer(images)
+
+    def infer(
+        self,
+        batch: NDArray[np.float32],
+        *,
+        deadline_ms: float | None = None,
+        subnet: str | None = None,
+        min_accuracy: float | None = None,
+        stream: str | None = None,
+    ) -> Answer:
+        """Asks and waits for the answer. If the agent goes away meanwhile, it is looked for again and asked once more.
+
+        Args:
+            batch: preprocessed images, float32 [N, channels, height, width]; nothing is copied if it is a
+                :meth:`buffer`, or a part of one.
+            deadline_ms: from now to the answer; None = the agent's own goal.
+            subnet: answer with this one.
+            min_accuracy: share 0..1: only subnets at least this accurate may answer.
+            stream: name of a camera: while this request waits, a newer one of the same stream takes its place.
+
+        Raises:
+            InputError: the request is wrong.
+            Busy: too many requests wait; ``Superseded``: a newer one of the stream has come.
+            EngineError: no engine could answer.
+            UnavailableError: the agent does not answer, and none has come back.
+        """
+        with self._alone():
+            try:
+                session = self._session
+                return session.settled(session.submit(batch, deadline_ms, subnet, min_accuracy, stream))
+            except Gone:
+                session = self._come_back()
+                return session.settled(session.submit(batch, deadline_ms, subnet, min_accuracy, stream))
+
+    def submit(
+        self,
+        batch: NDArray[np.float32],
+        *,
+        deadline_ms: float | None = None,
+        subnet: str | None = None,
+        min_accuracy: float | None = None,
+        stream: str | None = None,
+    ) -> Pending:
+        """As :meth:`infer`, without waiting: several requests can be under way. A :meth:`buffer` must not be written to
+        before its answer has come; any other array may.
+
+        Raises:
+            InputError: the request is wrong.
+            UnavailableError: the agent does not answer.
+        """
+        with self._alone():
+            try:
+                session = self._session
+                slip = session.submit(batch, deadline_ms, subnet, min_accuracy, stream)
+            except Gone:
+                session = self._come_back()
+                slip = session.submit(batch, deadline_ms, subnet, min_accuracy, stream)
+            return Pending(self, session, slip)
+
+    def close(self) -> None:
+        """Ends the connection; closing twice is harmless. Buffers stay usable as arrays."""
+        self._closed = True
+        self._session.end("the client was closed")
+        self._session.buffers.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise InputError("this Client is in use by another thread; make one for each thread")
+        try:
+            if self._closed:
+                raise InputError("this Client is closed; make another")
+            yield
+        finally:
+            self._busy.release()
+
+    def _come_back(self) -> Session:
+        """Connects again, to the agent that follows the one that has gone.
+
+        Raises:
+            UnavailableError: none has come in time.
+        """
+        self._session.end("the agent has gone")
+        until_s = time.monotonic() + self._reconnect_s
+        while True:
+            try:
+                self._session = Session(Link(self._path, self._timeout_s), self._session)
+                return self._session
+            except UnavailableError as error:  # a restarting agent announces itself last
+                if time.monotonic() >= until_s:
+                    raise UnavailableError(f"{error} (tried for {self._reconnect_s:g} s)") from None
+            time.sleep(_RETRY_S)
+
+
+class Pending:
+    """An answer to come, from :meth:`Client.submit`."""
+
+    def __init__(self, client: Client, session: Session, slip: Slip) -> None:
+        self._client, self._session, self._slip = client, session, slip
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer, or an error, has been received; it is received while the client waits for something."""
+        return self._slip.done
+
+    def result(self) -> Answer:
+        """Waits for the answer.
+
+        Raises:
+            GearshiftError: as :meth:`Client.infer`; ``UnavailableError`` if the agent has gone meanwhile.
+        """
+        if self._slip.done:
+            return self._slip.given()
+        with self._client._alone():
+            try:
+                return self._session.settled(self._slip)
+            except Gone:
+                return self._slip.given()  # which says so

@@ -38,6 +38,7 @@ class RunningAgent(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""
     port: int = 0
     socket: str = ""
+    native: str = ""  # path of the native socket, see docs/native.md
     bundle: str = ""
     started_unix_s: float = 0.0
 

@@ -1,6 +1,6 @@
 """What happens, in words, with a priority, in the form that suits whoever reads it.
 
-* :func:`words`, :func:`level_of`: an event as one sentence, and how loud it is.
+* :func:`words`, :func:`level_of`, :func:`is_fault`: an event as one sentence, and how loud it is.
 * :func:`configure`: where log lines go: colours on a terminal, ``<N>`` priorities for systemd's journal, time and level
   in a file, one JSON object a line for a collector.
 * :func:`tell`: logs an event.
@@ -42,11 +42,16 @@ _STYLES = ((logging.ERROR, "red"), (logging.WARNING, "yellow"))
 
 
 def level_of(name: str) -> int:
-    """How loud an event is, as one of ``logging``'s levels; what is WARNING or above is a fault."""
+    """How loud an event is, as one of ``logging``'s levels."""
     for suffix, level in _SUFFIXES.items():
         if name.endswith(suffix):
             return _LEVELS.get(name, level)
     return _LEVELS.get(name, logging.INFO)
+
+
+def is_fault(name: str) -> bool:
+    """Whether an event is one that an operator should look at."""
+    return level_of(name) >= logging.WARNING
 
 
 def words(name: str, detail: Mapping[str, Any]) -> str:
@@ -54,6 +59,7 @@ def words(name: str, detail: Mapping[str, Any]) -> str:
     if name == "listening":
         places = [f"http://{detail['host']}:{detail['port']}"] if detail["host"] else []
         places += [f"unix:{detail['socket']}"] if detail["socket"] else []
+        places += [f"native:{detail['native']}"] if detail.get("native") else []
         return f"serving {detail['bundle']} at {' and '.join(places)}"
     if name == "switch":
         origin = f"{detail['from']} → " if detail["from"] else "starting with "

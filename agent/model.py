@@ -39,6 +39,10 @@ class Unsupported(GearshiftError):
     """The request asks for a part of the protocol that is not offered."""
 
 
+class TooMany(Busy):
+    """A client has reached a limit of its own: it must give something back before it gets more."""
+
+
 class Wishes(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a request may ask for; None = nothing."""
 
@@ -254,6 +258,12 @@ class ServedModel:
         if not self._loaded:
             self.require_ready()
         return self.agent.submit(batch, **wishes.keywords())
+
+    def infer(self, batch: Batch, wishes: Wishes) -> Answer:
+        """As :meth:`submit`, in the caller's thread."""
+        if not self._loaded:
+            self.require_ready()
+        return self.agent.infer(batch, **wishes.keywords())
 
     def reply_parameters(self, answer: Answer) -> dict[str, str | float]:
         """Who answered and why; ``energy_j`` is missing where it cannot be told."""

@@ -306,6 +306,54 @@ def make_agent(bundle, table, backend, policy):
 
 
 @pytest.fixture
+def make_grpc(tmp_path):
+    """Makes started gRPC servers on Unix sockets and stops them."""
+    from agent.grpc_calls import Calls
+    from agent.grpc_server import GrpcLimits, GrpcServer
+    from agent.model import ServedModel
+    from agent.regions import Regions
+    from agent.statistics import ServingStatistics
+
+    made = []
+
+    def make(agent, *, authorised=None, regions=None, model_control=True, **limits):
+        model = ServedModel(agent, "1.2.3", max_images=8, model_control=model_control)
+        statistics = ServingStatistics(model.name, model.versions)
+        calls = Calls(model, statistics, regions or Regions(enabled=True), ("one", "two"))
+        server = GrpcServer(calls, GrpcLimits(**limits), authorised=authorised)
+        path = tmp_path / f"grpc{len(made)}.sock"
+        server.listen_unix(path)
+        server.start()
+        server.calls, server.path, server.address = calls, path, f"unix:{path}"
+        made.append(server)
+        return server
+
+    yield make
+    for server in made:
+        server.close(5)
+        server.join()
+
+
+@pytest.fixture
+def make_native(tmp_path):
+    """Makes started native servers and stops them."""
+    from agent.model import ServedModel
+    from agent.native import NativeServer
+    from agent.native_requests import NativeLimits
+
+    natives = []
+
+    def make(agent, *, path=None, max_images=8, **limits):
+        model = ServedModel(agent, "1.2.3", max_images=max_images)
+        natives.append(NativeServer(model, path or tmp_path / f"native{len(natives)}.sock", NativeLimits(**limits)))
+        return natives[-1].start()
+
+    yield make
+    for native in natives:
+        native.stop(5)
+
+
+@pytest.fixture
 def images():
     """Five different images, none blank."""
     return np.random.Generator(np.random.PCG64(7)).uniform(0.5, 1.5, (5, *SHAPE)).astype(np.float32)

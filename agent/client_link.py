@@ -1,0 +1,132 @@
+"""The client's connection to the agent's native socket: finding it, its first frame, frames out and in.
+
+Waiting is the kernel's affair (``SO_RCVTIMEO``): a timeout of Python's would cost a system call more for every frame.
+Knows nothing of tensors and of what is asked.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agent import wire
+from agent.wire import Kind, WireError
+from subnets.errors import UnavailableError
+
+_TIMEVAL = struct.Struct("@ll")
+_FRAME_BYTES = 64 * 1024  # of the largest frame that the agent sends
+_TOLD = ("model", "subnets", "input", "classes", "max_images", "in_flight", "regions")
+
+
+class Gone(UnavailableError):
+    """The connection has broken: the agent was stopped, or has died, or does not listen yet."""
+
+
+class Link:
+    """One connection.
+
+    Args:
+        path: the agent's native socket; None = where the running agent says.
+        timeout_s: how long to wait for a frame, in or out.
+
+    Raises:
+        Gone: nobody listens there.
+        UnavailableError: no agent runs, it offers no native socket, or it refuses this client.
+    """
+
+    def __init__(self, path: str | Path | None, timeout_s: float) -> None:
+        place = str(path) if path is not None else _announced()
+        self.frame = bytearray(_FRAME_BYTES)
+        self._timeout_s = timeout_s
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            # Above what the kernel takes by default on small machines, so that every frame the agent takes can be sent.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.FRAME_BYTES)
+            timeval = _TIMEVAL.pack(int(timeout_s), int(timeout_s % 1 * 1e6))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+            try:
+                self._socket.connect(place)
+            except (FileNotFoundError, ConnectionRefusedError):
+                raise Gone(f"{place}: no agent listens there; start one with 'gearshift run --native'") from None
+            except OSError as error:
+                raise UnavailableError(f"{place}: cannot be connected to ({error.strerror or error})") from None
+            self.told = self._welcomed(place)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def send(self, parts: Sequence[Any], descriptors: Sequence[int] = ()) -> None:
+        """Sends one frame, made of parts.
+
+        Raises:
+            Gone: the connection has broken.
+            UnavailableError: the agent takes nothing in.
+        """
+        try:
+            if descriptors:
+                socket.send_fds(self._socket, parts, descriptors)
+            else:
+                self._socket.sendmsg(parts)
+        except BlockingIOError:
+            raise self._too_slow() from None
+        except OSError as error:
+            raise Gone(f"the agent has gone ({error.strerror or error})") from None
+
+    def receive(self) -> tuple[int, int]:
+        """(size, kind) of the next frame, which is in ``frame``.
+
+        Raises:
+            Gone: the connection has broken.
+            UnavailableError: nothing came in time, or something that is no frame.
+        """
+        try:
+            size = self._socket.recv_into(self.frame)
+        except BlockingIOError:
+            raise self._too_slow() from None
+        except OSError as error:
+            raise Gone(f"the agent has gone ({error.strerror or error})") from None
+        if not size:
+            raise Gone("the agent has closed the connection")
+        try:
+            return size, wire.kind_of(self.frame, size)
+        except WireError as error:
+            raise UnavailableError(f"the agent does not speak this client's language: {error}") from None
+
+    def close(self) -> None:
+        """Ends it; closing twice is harmless."""
+        self._socket.close()
+
+    def _welcomed(self, place: str) -> dict[str, Any]:
+        size, kind = self.receive()
+        try:
+            if kind == Kind.ERROR:
+                raise UnavailableError(f"{place}: {wire.read_error(self.frame, size)[2]}")
+            told = wire.read_welcome(self.frame, size)
+        except WireError as error:
+            raise UnavailableError(f"{place}: {error}") from None
+        if kind != Kind.WELCOME or any(key not in told for key in _TOLD):
+            raise UnavailableError(f"{place}: the agent begins with a frame this client does not know; update it")
+        return told
+
+    def _too_slow(self) -> UnavailableError:
+        return UnavailableError(f"no word from the agent in {self._timeout_s:g} s; see 'gearshift status'")
+
+
+def _announced() -> str:
+    """Where the running agent listens.
+
+    Raises:
+        UnavailableError: none runs, or it has no native socket.
+    """
+    from agent.lifecycle import find_running  # late: it needs more than the standard library
+
+    running = find_running()
+    if not running.native:
+        raise UnavailableError(
+            f"the agent (process {running.pid}) has no native socket; start it with 'gearshift run --native PATH'"
+        )
+    return running.native

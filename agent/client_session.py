@@ -1,0 +1,268 @@
+"""What one connection of the client asks and gets: requests under way, answers in any order, regions that are shared.
+
+Ends with its connection; :class:`agent.client.Client` makes the next one. Not for several threads at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent import wire
+from agent.client_link import Gone, Link
+from agent.client_memory import Arena, Buffers, Place, as_batch, as_logits
+from agent.wire import Failure, Kind, WireError
+from subnets.errors import Busy, EngineError, GearshiftError, InputError, Superseded, UnavailableError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_INLINE_BYTES = wire.FRAME_BYTES - wire.REQUEST_BYTES
+_FAILURES: dict[int, type[GearshiftError]] = {
+    Failure.INPUT: InputError,
+    Failure.BUSY: Busy,
+    Failure.SUPERSEDED: Superseded,
+    Failure.ENGINE: EngineError,
+    Failure.INTERNAL: EngineError,
+}
+
+
+class Answer(NamedTuple):
+    """Logits and who gave them; the fields are those of :class:`agent.values.Answer`."""
+
+    logits: NDArray[np.float32]  # [N, classes]
+    subnet: str
+    point: str
+    queue_ms: float
+    infer_ms: float
+    reason: str
+    bound: str
+    accuracy: float  # expected, share 0..1
+    energy_j: float | None  # for the whole request; None = unmeasurable here
+    energy_source: str
+
+
+class Slip:
+    """What is still owed for one frame that was sent.
+
+    Args:
+        batch: kept until the answer has come, so that its memory is not handed out again before.
+        place: where it lies in shared memory.
+    """
+
+    __slots__ = ("answer", "batch", "done", "error", "place")
+
+    def __init__(self, batch: NDArray[np.float32] | None, place: Place | None) -> None:
+        self.batch, self.place = batch, place
+        self.done = False
+        self.answer: Answer | None = None
+        self.error: GearshiftError | None = None
+
+    def settle(self, answer: Answer | None, error: GearshiftError | None) -> None:
+        """Nothing is owed any more."""
+        self.answer, self.error, self.done, self.batch = answer, error, True, None
+
+    def given(self) -> Answer:
+        """The answer; raises what came instead of it."""
+        if self.error is not None:
+            raise self.error
+        assert self.answer is not None
+        return self.answer
+
+
+class Session:
+    """One connection.
+
+    Args:
+        link: connected.
+        before: the session before it, whose shared memory is taken over if the model is the same.
+    """
+
+    def __init__(self, link: Link, before: Session | None) -> None:
+        told = link.told
+        channels, height, width = told["input"]
+        self.link, self.model, self.places = link, str(told["model"]), dict(told["subnets"])
+        self.shape: tuple[int, int, int] = (channels, height, width)
+        self.classes, self.max_images = int(told["classes"]), int(told["max_images"])
+        self._in_flight, regions = int(told["in_flight"]), int(told["regions"])
+        if before is not None and (before.shape, before.classes) == (self.shape, self.classes):
+            self.buffers: Buffers = before.buffers
+        else:
+            self.buffers = Buffers(self.shape, self.classes, regions)
+        self._ids = 0
+        self._owed: dict[int, Slip] = {}
+        self._shared: set[int] = set()  # regions that the agent has mapped for this connection
+        self.ended = ""  # why
+
+    def submit(
+        self,
+        batch: NDArray[np.float32],
+        deadline_ms: float | None,
+        subnet: str | None,
+        min_accuracy: float | None,
+        stream: str | None,
+    ) -> Slip:
+        """Sends a request, see :meth:`agent.client.Client.infer`; waits only while as many as may be are under way.
+
+        Raises:
+            InputError: it makes no sense.
+            UnavailableError: nothing is heard of the agent; ``Gone`` if the connection has broken.
+        """
+        batch = as_batch(batch, self.shape, self.max_images)
+        place_of_subnet, name = self._checked(deadline_ms, subnet, min_accuracy, stream)
+        while len(self._owed) >= self._in_flight:
+            self.receive()
+        wide = 4 * len(batch) * self.classes > wire.INLINE_LOGITS_BYTES
+        place = self.buffers.find(batch)
+        if place is None and (wide or batch.nbytes > _INLINE_BYTES):
+            copy = self.buffer(len(batch))
+            copy[:] = batch
+            batch, place = copy, self.buffers.find(copy)
+        self._ids += 1
+        identifier = self._ids
+        if place is None:
+            head = wire.request(
+                identifier,
+                batch.shape,
+                place=place_of_subnet,
+                deadline_ms=deadline_ms or 0.0,
+                min_accuracy=min_accuracy or 0.0,
+                stream=name,
+            )
+        else:
+            if place.arena.number not in self._shared:
+                self._share(place.arena)
+                self._ids = identifier = self._ids + 1
+            head = wire.request(
+                identifier,
+                batch.shape,
+                region=place.arena.number,
+                input_offset=place.input_offset,
+                logits_offset=place.logits_offset if wide else None,
+                place=place_of_subnet,
+                deadline_ms=deadline_ms or 0.0,
+                min_accuracy=min_accuracy or 0.0,
+                stream=name,
+            )
+        slip = self._owed[identifier] = Slip(batch, place)
+        self._send([head] if place is not None else [head, batch])
+        return slip
+
+    def settled(self, slip: Slip) -> Answer:
+        """Waits for an answer.
+
+        Raises:
+            UnavailableError: nothing is heard of the agent; ``Gone`` if the connection has broken.
+            GearshiftError: what came instead of an answer.
+        """
+        while not slip.done:
+            self.receive()
+        return slip.given()
+
+    def receive(self) -> None:
+        """Takes one frame; whoever waits for it finds it settled.
+
+        Raises:
+            UnavailableError: nothing came in time, or what came makes no sense; ``Gone`` if the connection has broken.
+        """
+        if self.ended:
+            raise Gone(self.ended)
+        try:
+            size, kind = self.link.receive()
+            self._take(self.link.frame, size, kind)
+        except (UnavailableError, WireError) as error:
+            self.end(str(error))
+            if isinstance(error, WireError):
+                raise UnavailableError(str(error)) from None
+            raise
+
+    def buffer(self, images: int) -> NDArray[np.float32]:
+        """An array in shared memory.
+
+        Raises:
+            InputError: too many are in use.
+        """
+        array, gone = self.buffers.take(images)
+        if gone is not None and gone.number in self._shared:
+            self._shared.discard(gone.number)
+            self._control(lambda identifier: wire.release(identifier, gone.number))
+        return array
+
+    def end(self, why: str) -> None:
+        """Closes the connection; what is owed is settled with an error. Ending twice is harmless."""
+        self.ended = self.ended or why
+        self.link.close()
+        for slip in self._owed.values():
+            slip.settle(None, UnavailableError(f"{why}; send the request again"))
+        self._owed.clear()
+
+    def _checked(
+        self, deadline_ms: float | None, subnet: str | None, min_accuracy: float | None, stream: str | None
+    ) -> tuple[int, bytes]:
+        """The subnet's place and the stream's name, as they are sent."""
+        if deadline_ms is not None and not 0 < deadline_ms < float("inf"):
+            raise InputError(f"deadline_ms is {deadline_ms}; give a time above 0")
+        if min_accuracy is not None and not 0 <= min_accuracy <= 1:
+            raise InputError(f"min_accuracy is {min_accuracy}; give a share from 0 to 1")
+        if subnet is not None and subnet not in self.places:
+            raise InputError(f"subnet '{subnet}' is not one of {', '.join(self.places)}")
+        name = b"" if stream is None else stream.encode()
+        if stream is not None and not (0 < len(name) <= wire.STREAM_BYTES and b"\0" not in name):
+            raise InputError(f"stream '{stream[:80]}' must have 1 to {wire.STREAM_BYTES} bytes, none of them zero")
+        return 0 if subnet is None else self.places[subnet], name
+
+    def _send(self, parts: Sequence[object], descriptors: Sequence[int] = ()) -> None:
+        if self.ended:
+            raise Gone(self.ended)
+        try:
+            self.link.send(parts, descriptors)
+        except UnavailableError as error:
+            self.end(str(error))
+            raise
+
+    def _take(self, frame: bytearray, size: int, kind: int) -> None:
+        if kind == Kind.ANSWER:
+            reply = wire.read_answer(frame, size)
+            if (slip := self._owed.pop(reply.id, None)) is not None:
+                slip.settle(self._answer(reply, frame, slip.place), None)
+        elif kind == Kind.ERROR:
+            identifier, failure, sentence = wire.read_error(frame, size)
+            if (slip := self._owed.pop(identifier, None)) is not None:
+                slip.settle(None, _FAILURES.get(failure, UnavailableError)(sentence))
+            elif not identifier:
+                raise UnavailableError(sentence)
+        elif kind == Kind.DONE and (slip := self._owed.pop(wire.frame_id(frame, size), None)) is not None:
+            slip.settle(None, None)
+
+    def _answer(self, reply: wire.Reply, frame: bytearray, place: Place | None) -> Answer:
+        if reply.flags & wire.LOGITS_IN_REGION and place is not None:
+            logits = self.buffers.logits(place, reply.images)
+        else:
+            logits = as_logits(frame, reply.images, reply.classes, wire.ANSWER_BYTES)
+        return Answer(
+            logits,
+            reply.subnet,
+            reply.point,
+            reply.queue_ms,
+            reply.infer_ms,
+            reply.reason,
+            reply.bound,
+            reply.accuracy,
+            reply.energy_j,
+            reply.energy_source,
+        )
+
+    def _share(self, arena: Arena) -> None:
+        self._control(lambda identifier: wire.region(identifier, arena.number, arena.size_bytes), [arena.descriptor])
+        self._shared.add(arena.number)
+
+    def _control(self, frame: Callable[[int], bytes], descriptors: Sequence[int] = ()) -> None:
+        """Sends a frame that the agent answers with DONE, and waits for that."""
+        self._ids += 1
+        slip = self._owed[self._ids] = Slip(None, None)
+        self._send([frame(self._ids)], descriptors)
+        while not slip.done:
+            self.receive()
+        if slip.error is not None:
+            raise slip.error

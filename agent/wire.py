@@ -1,0 +1,322 @@
+"""The native path's frames: what a client on this device and the agent write to each other; see ``docs/native.md``.
+
+A connection is ``AF_UNIX``, ``SOCK_SEQPACKET``: one frame, one packet. All numbers are little-endian. Tensors follow a
+frame's head, or lie in a **region**: a memfd of the client's that cannot shrink, passed once.
+
+::
+
+    agent  ► client   WELCOME    head, JSON                  first, unasked: the model and the limits
+    client ► agent    REGION     head + a file descriptor    answered by DONE or ERROR
+                      RELEASE    head                        answered by DONE or ERROR
+                      REQUEST    head, tensor                answered by ANSWER or ERROR, in any order
+    agent  ► client   ANSWER     head, logits, text
+                      ERROR      head, one sentence
+                      DONE       head
+
+Knows nothing of sockets, arrays or the agent, and needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+import struct
+from typing import Any, NamedTuple
+
+from subnets.errors import GearshiftError
+
+MAGIC, VERSION = b"GEAR", 1
+FRAME_BYTES = 128 * 1024  # of the largest frame that the agent takes, head included
+INLINE_LOGITS_BYTES = 16 * 1024  # of the largest logits that an answer carries itself
+TEXT_BYTES = 2048  # of the longest sentence in an answer or error
+STREAM_BYTES = 56  # of the longest name of a stream
+ALIGNMENT = 64  # of offsets in a region
+LOGITS_IN_REGION = 1  # flag of a request and its answer
+
+Buffer = bytes | bytearray | memoryview
+
+# magic, version, kind, flags, id
+_PREFIX = struct.Struct("<4sBBHQ")
+# ... images, channels, height, width, region, place, input offset, logits offset, deadline ms, accuracy, stream
+_REQUEST = struct.Struct(f"<4sBBHQ4I2I2Q2d{STREAM_BYTES}s")
+# ... images, classes, place, bytes of text, queue ms, infer ms, expected accuracy, energy J
+_ANSWER = struct.Struct("<4sBBHQ4I4d")
+# ... region, reserved, bytes
+_REGION = struct.Struct("<4sBBHQ2IQ")
+# ... status, bytes of text
+_ERROR = struct.Struct("<4sBBHQ2I")
+
+PREFIX_BYTES, REQUEST_BYTES, ANSWER_BYTES, REGION_BYTES, ERROR_BYTES = (
+    part.size for part in (_PREFIX, _REQUEST, _ANSWER, _REGION, _ERROR)
+)
+ANSWER_FRAME_BYTES = ANSWER_BYTES + INLINE_LOGITS_BYTES + TEXT_BYTES  # of the largest frame the agent sends but WELCOME
+
+
+class WireError(GearshiftError):
+    """A frame that is not one; the connection ends with it."""
+
+
+class Kind(enum.IntEnum):
+    """What a frame is."""
+
+    REQUEST = 1
+    REGION = 2
+    RELEASE = 3
+    WELCOME = 65
+    ANSWER = 66
+    ERROR = 67
+    DONE = 68
+
+
+class Failure(enum.IntEnum):
+    """Why there is no answer. After ``WIRE`` and ``REFUSED`` the agent closes the connection."""
+
+    WIRE = 1  # not a frame
+    REFUSED = 2  # this client may not connect, or not now
+    INPUT = 3  # the request is wrong
+    BUSY = 4  # a queue or a limit is full: again later
+    SUPERSEDED = 5  # a newer request of the same stream took its place
+    ENGINE = 6  # no engine could answer
+    INTERNAL = 7  # the agent's own fault
+
+
+class Request(NamedTuple):
+    """One request. The tensor, float32 [images, channels, height, width], lies in ``region`` or follows the head."""
+
+    magic: bytes
+    version: int
+    kind: int
+    flags: int
+    id: int
+    images: int
+    channels: int
+    height: int
+    width: int
+    region: int  # 0 = the tensor follows the head
+    place: int  # of the subnet on the ladder, 1 = smallest; 0 = whichever is right now
+    input_offset: int
+    logits_offset: int  # with LOGITS_IN_REGION
+    deadline_ms: float  # 0 = none
+    min_accuracy: float  # 0 = none
+    stream: bytes  # name, filled up with zeros; empty = none
+
+
+class Reply(NamedTuple):
+    """The head of an answer, with its text."""
+
+    flags: int
+    id: int
+    images: int
+    classes: int
+    place: int
+    queue_ms: float
+    infer_ms: float
+    accuracy: float
+    energy_j: float | None
+    subnet: str
+    point: str
+    bound: str
+    energy_source: str
+    reason: str
+
+
+class Region(NamedTuple):
+    """A region to map or to let go."""
+
+    magic: bytes
+    version: int
+    kind: int
+    flags: int
+    id: int
+    region: int
+    reserved: int
+    size_bytes: int
+
+
+def kind_of(frame: Buffer, size: int) -> int:
+    """The kind of a frame.
+
+    Raises:
+        WireError: too short, or of something else than this version of this protocol.
+    """
+    if size < PREFIX_BYTES:
+        raise WireError(f"a frame of {size} bytes; the shortest has {PREFIX_BYTES}")
+    magic, version, kind, _, _ = _PREFIX.unpack_from(frame)
+    if magic != MAGIC:
+        raise WireError(f"a frame begins with {magic!r} instead of {MAGIC!r}")
+    if version != VERSION:
+        raise WireError(f"a frame of version {version}; both sides must speak version {VERSION}")
+    return int(kind)
+
+
+def frame_id(frame: Buffer, size: int) -> int:
+    """The id of a frame, 0 where it is too short to have one."""
+    return int(_PREFIX.unpack_from(frame)[4]) if size >= PREFIX_BYTES else 0
+
+
+def request(
+    identifier: int,
+    shape: tuple[int, ...],
+    *,
+    region: int = 0,
+    input_offset: int = 0,
+    logits_offset: int | None = None,
+    place: int = 0,
+    deadline_ms: float = 0.0,
+    min_accuracy: float = 0.0,
+    stream: bytes = b"",
+) -> bytes:
+    """The head of a request; ``logits_offset`` asks for the logits in the region."""
+    flags = 0 if logits_offset is None else LOGITS_IN_REGION
+    return _REQUEST.pack(
+        MAGIC,
+        VERSION,
+        Kind.REQUEST,
+        flags,
+        identifier,
+        *shape,
+        region,
+        place,
+        input_offset,
+        logits_offset or 0,
+        deadline_ms,
+        min_accuracy,
+        stream,
+    )
+
+
+def read_request(frame: Buffer, size: int) -> Request:
+    """The head of a request whose kind is known.
+
+    Raises:
+        WireError: too short.
+    """
+    if size < REQUEST_BYTES:
+        raise WireError(f"a request of {size} bytes; its head alone has {REQUEST_BYTES}")
+    return Request._make(_REQUEST.unpack_from(frame))
+
+
+def region(identifier: int, number: int, size_bytes: int) -> bytes:
+    """A frame that brings a region; its file descriptor travels beside it."""
+    return _REGION.pack(MAGIC, VERSION, Kind.REGION, 0, identifier, number, 0, size_bytes)
+
+
+def release(identifier: int, number: int) -> bytes:
+    """A frame that takes a region back."""
+    return _REGION.pack(MAGIC, VERSION, Kind.RELEASE, 0, identifier, number, 0, 0)
+
+
+def read_region(frame: Buffer, size: int) -> Region:
+    """A REGION or RELEASE frame.
+
+    Raises:
+        WireError: of another size.
+    """
+    if size != REGION_BYTES:
+        raise WireError(f"a region's frame of {size} bytes; it has {REGION_BYTES}")
+    return Region._make(_REGION.unpack_from(frame))
+
+
+def answer(reply: Reply, logits: Buffer = b"") -> bytes:
+    """A whole answer; ``logits`` are empty with LOGITS_IN_REGION."""
+    parts = (reply.subnet, reply.point, reply.bound, reply.energy_source, reply.reason)
+    text = "\0".join([part.replace("\0", " ") for part in parts]).encode("utf-8", "replace")[:TEXT_BYTES]
+    head = _ANSWER.pack(
+        MAGIC,
+        VERSION,
+        Kind.ANSWER,
+        reply.flags,
+        reply.id,
+        reply.images,
+        reply.classes,
+        reply.place,
+        len(text),
+        reply.queue_ms,
+        reply.infer_ms,
+        reply.accuracy,
+        math.nan if reply.energy_j is None else reply.energy_j,
+    )
+    return b"".join((head, logits, text))
+
+
+def read_answer(frame: Buffer, size: int) -> Reply:
+    """The head and text of an answer whose kind is known; inline logits begin at ``ANSWER_BYTES``.
+
+    Raises:
+        WireError: its sizes do not add up.
+    """
+    if size < ANSWER_BYTES:
+        raise WireError(f"an answer of {size} bytes; its head alone has {ANSWER_BYTES}")
+    _, _, _, flags, identifier, images, classes, place, length, queue_ms, infer_ms, accuracy, energy_j = (
+        _ANSWER.unpack_from(frame)
+    )
+    inline = 0 if flags & LOGITS_IN_REGION else 4 * images * classes
+    if size != ANSWER_BYTES + inline + length:
+        raise WireError(f"an answer of {size} bytes; its head says {ANSWER_BYTES + inline + length}")
+    parts = str(frame[size - length : size], "utf-8", "replace").split("\0")
+    if len(parts) != 5:
+        raise WireError(f"an answer with {len(parts)} texts; it has 5")
+    subnet, point, bound, source, reason = parts
+    energy = None if math.isnan(energy_j) else energy_j
+    return Reply(
+        flags,
+        identifier,
+        images,
+        classes,
+        place,
+        queue_ms,
+        infer_ms,
+        accuracy,
+        energy,
+        subnet,
+        point,
+        bound,
+        source,
+        reason,
+    )
+
+
+def error(identifier: int, failure: Failure, sentence: str) -> bytes:
+    """A frame that says why there is no answer."""
+    text = sentence.encode("utf-8", "replace")[:TEXT_BYTES]
+    return _ERROR.pack(MAGIC, VERSION, Kind.ERROR, 0, identifier, failure, len(text)) + text
+
+
+def read_error(frame: Buffer, size: int) -> tuple[int, int, str]:
+    """(id, failure, sentence) of an error whose kind is known.
+
+    Raises:
+        WireError: its sizes do not add up.
+    """
+    if size < ERROR_BYTES:
+        raise WireError(f"an error of {size} bytes; its head alone has {ERROR_BYTES}")
+    _, _, _, _, identifier, failure, length = _ERROR.unpack_from(frame)
+    if size != ERROR_BYTES + length:
+        raise WireError(f"an error of {size} bytes; its head says {ERROR_BYTES + length}")
+    return identifier, failure, str(frame[ERROR_BYTES:size], "utf-8", "replace")
+
+
+def done(identifier: int) -> bytes:
+    """A frame that says a region was mapped or let go."""
+    return _PREFIX.pack(MAGIC, VERSION, Kind.DONE, 0, identifier)
+
+
+def welcome(content: dict[str, Any]) -> bytes:
+    """The agent's first frame."""
+    return _PREFIX.pack(MAGIC, VERSION, Kind.WELCOME, 0, 0) + json.dumps(content, separators=(",", ":")).encode()
+
+
+def read_welcome(frame: Buffer, size: int) -> dict[str, Any]:
+    """The content of the agent's first frame.
+
+    Raises:
+        WireError: it is no JSON object.
+    """
+    try:
+        content = json.loads(bytes(frame[PREFIX_BYTES:size]))
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"the agent's first frame is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise WireError("the agent's first frame is not a JSON object")
+    return content

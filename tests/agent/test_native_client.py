@@ -1,0 +1,297 @@
+"""The Python client of the native path: arrays in, answers out, over real sockets and restarts."""
+
+import gc
+import inspect
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import agent.client
+from agent import Agent, Answer, lifecycle, wire
+from agent.client import Client
+from agent.lifecycle import Instance, RunningAgent
+from subnets.errors import Busy, EngineError, InputError, UnavailableError
+
+
+@pytest.fixture
+def running(make_agent):
+    return make_agent()
+
+
+@pytest.fixture
+def server(running, make_native):
+    return make_native(running)
+
+
+@pytest.fixture
+def client(server):
+    with Client(server.path, timeout_s=20) as made:
+        yield made
+
+
+def test_the_client_knows_the_model(client):
+    assert (client.model, client.subnets) == ("tiny", ("s25", "s50", "s75", "s100"))
+    assert (client.input_shape, client.classes) == ((1, 4, 4), 3)
+
+
+def test_an_answer_is_the_agents_own(client, images, helpers):
+    answer = client.infer(images)
+    np.testing.assert_array_equal(answer.logits, helpers.expected("s100", images))
+    assert answer.logits.dtype == np.float32 and answer.logits.flags.writeable and answer.logits.flags.owndata
+    assert (answer.subnet, answer.point, answer.accuracy) == ("s100", helpers.point("s100"), 0.95)
+    assert answer.energy_j is None and "script" in answer.reason and answer.bound == "none"
+    assert answer.infer_ms > 0 and answer.queue_ms >= 0
+
+
+def test_answers_and_requests_have_the_fields_they_have_in_process():
+    assert set(agent.client.Answer._fields) == set(Answer.__struct_fields__)
+    keywords = [name for name in inspect.signature(Agent.infer).parameters if name != "self"]
+    for method in (Client.infer, Client.submit):
+        assert [name for name in inspect.signature(method).parameters if name != "self"] == keywords
+
+
+def test_a_buffer_is_read_where_it_is_and_can_be_filled_again(client, images, helpers, server):
+    buffer = client.buffer(2)
+    assert buffer.shape == (2, 1, 4, 4) and buffer.dtype == np.float32
+    for start in range(3):
+        buffer[:] = images[start : start + 2]
+        np.testing.assert_array_equal(client.infer(buffer).logits, helpers.expected("s100", images[start : start + 2]))
+    held = server.memory_bytes
+    assert held > 0
+    for _ in range(50):
+        client.infer(buffer)
+    assert server.memory_bytes == held
+
+
+def test_parts_of_a_buffer_are_batches_too(client, images, helpers):
+    buffer = client.buffer(5)
+    buffer[:] = images
+    for part, expected in (
+        (buffer[:2], images[:2]),
+        (buffer[3:], images[3:]),
+        (buffer[::-1], images[::-1]),
+        (buffer[1:4].reshape(3, 1, 4, 4), images[1:4]),
+        (np.asfortranarray(buffer), images),
+    ):
+        np.testing.assert_array_equal(client.infer(part).logits, helpers.expected("s100", expected))
+
+
+def test_buffers_go_back_when_nobody_refers_to_them(client, images):
+    told = client._session.link.told["regions"]
+    for _ in range(10 * told):
+        client.infer(client.buffer(1))
+    kept = [client.buffer(1) for _ in range(4 * told)]
+    assert len({buffer.__array_interface__["data"][0] for buffer in kept}) == len(kept)
+    with pytest.raises(InputError, match="let go of some buffers"):
+        client.buffer(1)
+    del kept[3:7]
+    gc.collect()
+    kept += [client.buffer(1) for _ in range(4)]
+    kept[0][:] = images[:1]
+    assert client.infer(kept[0]).subnet == "s100"
+    del kept
+    gc.collect()
+    assert client.buffer(7).shape == (7, 1, 4, 4)  # another size: a region that nobody uses goes for it
+    assert client.infer(client.buffer(7)).logits.shape == (7, 3)
+
+
+def test_a_buffer_outlives_its_client(server, images):
+    with Client(server.path) as client:
+        buffer = client.buffer(5)
+    buffer[:] = images
+    np.testing.assert_array_equal(buffer, images)
+    with pytest.raises(InputError, match="closed"):
+        client.infer(buffer)
+
+
+def test_batches_too_large_for_a_frame_are_put_into_shared_memory(make_agent, make_native, helpers, images):
+    server = make_native(make_agent(), max_images=4096)
+    batch = np.resize(images, (3000, 1, 4, 4))  # 192 KB in, 36 KB out: neither fits a frame
+    assert batch.nbytes > wire.FRAME_BYTES and helpers.expected("s100", batch).nbytes > wire.INLINE_LOGITS_BYTES
+    with Client(server.path, timeout_s=20) as client:
+        np.testing.assert_array_equal(client.infer(batch).logits, helpers.expected("s100", batch))
+        buffer = client.buffer(4000)
+        buffer[:] = np.resize(images[::-1], (4000, 1, 4, 4))
+        parts = [client.submit(buffer[start : start + 2000]) for start in (0, 2000)]
+        for start, part in zip((0, 2000), parts, strict=True):
+            expected = helpers.expected("s100", buffer[start : start + 2000])
+            np.testing.assert_array_equal(part.result().logits, expected)
+
+
+def test_requests_can_be_pipelined_and_read_in_any_order(client, images, helpers):
+    for _ in range(5):
+        pending = [client.submit(images[n % 5 :][:1], subnet=helpers.LADDER[n % 4]) for n in range(40)]
+        for n in reversed(range(40)):
+            expected = helpers.expected(helpers.LADDER[n % 4], images[n % 5 :][:1])
+            np.testing.assert_array_equal(pending[n].result().logits, expected)
+            assert pending[n].done
+        assert client.infer(images[:1]).subnet == "s100"
+
+
+def test_an_ordinary_array_may_be_overwritten_as_soon_as_it_was_submitted(client, images, helpers, backend):
+    backend.blocking = threading.Event()
+    batch = images[:1].copy()
+    pending = client.submit(batch)
+    batch[:] = 0
+    backend.blocking.set()
+    np.testing.assert_array_equal(pending.result().logits, helpers.expected("s100", images[:1]))
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (np.zeros((1, 1, 4, 5), np.float32), r"has \[1, 1, 4, 5\]"),
+        (np.zeros((0, 1, 4, 4), np.float32), "N from 1 to 8"),
+        (np.zeros((9, 1, 4, 4), np.float32), "N from 1 to 8"),
+        (np.zeros((1, 4, 4), np.float32), "float32"),
+        (np.zeros((1, 1, 4, 4)), "float64"),
+        (np.zeros((1, 1, 4, 4), ">f4"), "float32"),
+        ([[1.0]], "list"),
+        (np.full((1, 1, 4, 4), np.inf, np.float32), "finite"),
+    ],
+)
+def test_a_wrong_batch_is_refused_in_one_sentence_and_nothing_is_lost(client, images, batch, words):
+    with pytest.raises(InputError, match=words):
+        client.infer(batch)
+    assert client.infer(images).subnet == "s100"
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"deadline_ms": 0}, "deadline_ms is 0"),
+        ({"deadline_ms": float("nan")}, "deadline_ms is nan"),
+        ({"min_accuracy": 1.1}, "share"),
+        ({"subnet": "s33"}, "s25, s50, s75, s100"),
+        ({"stream": ""}, "1 to 56 bytes"),
+        ({"stream": "x" * 57}, "1 to 56 bytes"),
+        ({"stream": "a\0b"}, "none of them zero"),
+    ],
+)
+def test_a_wish_that_makes_no_sense_is_refused_before_it_is_sent(client, images, wish, words):
+    with pytest.raises(InputError, match=words):
+        client.infer(images, **wish)
+
+
+def test_what_went_wrong_in_the_agent_is_raised_as_what_it_is(client, images, backend):
+    backend.broken = {"s25", "s50", "s75", "s100"}
+    with pytest.raises(EngineError, match="broken"):
+        client.infer(images)
+
+
+def test_a_full_queue_is_busy(make_agent, make_native, images, backend):
+    server = make_native(make_agent(queue_limit=0))
+    backend.blocking = threading.Event()
+    with Client(server.path) as first, Client(server.path) as second:
+        pending = first.submit(images[:1])
+        assert backend.entered.wait(10)
+        with pytest.raises(Busy, match="queue_limit"):
+            second.infer(images[:1])
+        backend.blocking.set()
+        assert pending.result().subnet == "s100"
+
+
+def test_no_agent_is_told_at_once(tmp_path):
+    with pytest.raises(UnavailableError, match="no agent listens there"):
+        Client(tmp_path / "nobody.sock")
+
+
+def test_without_a_path_the_state_file_tells_where(server, monkeypatch, tmp_path, images):
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    with pytest.raises(UnavailableError, match="gearshift run"):
+        Client()
+    with Instance(tmp_path) as instance:
+        instance.announce(RunningAgent(pid=os.getpid(), host="127.0.0.1", port=1))
+        with pytest.raises(UnavailableError, match="--native"):
+            Client()
+        instance.announce(RunningAgent(pid=os.getpid(), native=str(server.path)))
+        assert lifecycle.find_running().native == str(server.path)
+        with Client() as client:
+            assert client.infer(images).subnet == "s100"
+
+
+def test_times_that_make_no_sense_are_refused(server):
+    for change in ({"timeout_s": 0}, {"timeout_s": float("nan")}, {"reconnect_s": -1}, {"reconnect_s": float("inf")}):
+        with pytest.raises(InputError, match=next(iter(change))):
+            Client(server.path, **change)
+
+
+def test_two_threads_in_one_client_are_told_apart(client, images, backend):
+    backend.blocking = threading.Event()
+    first = threading.Thread(target=client.infer, args=(images[:1],))
+    first.start()
+    assert backend.entered.wait(10)
+    with pytest.raises(InputError, match="another thread"):
+        client.infer(images[:1])
+    backend.blocking.set()
+    first.join(10)
+    assert client.infer(images[:1]).subnet == "s100"
+
+
+def test_a_silent_agent_is_given_up_and_found_again(server, images, backend, helpers):
+    with Client(server.path, timeout_s=0.05) as client:
+        buffer = client.buffer()
+        buffer[:] = images[:1]
+        backend.blocking = threading.Event()
+        with pytest.raises(UnavailableError, match=r"0.05 s"):
+            client.infer(buffer)
+        backend.blocking.set()
+        client._timeout_s = 20
+        np.testing.assert_array_equal(client.infer(buffer).logits, helpers.expected("s100", images[:1]))
+
+
+def test_a_restarted_agent_is_found_again_with_buffers_and_all(make_agent, make_native, images, helpers, tmp_path):
+    path = tmp_path / "native.sock"
+    server = make_native(make_agent(), path=path)
+    with Client(path, timeout_s=20) as client:
+        buffer = client.buffer(5)
+        buffer[:] = images
+        pending = client.submit(buffer)
+        assert pending.result().subnet == "s100"
+        servers = [server]
+        for _ in range(3):
+            servers[-1].stop()
+            later = threading.Timer(0.2, lambda: servers.append(make_native(make_agent(), path=path)))
+            later.start()
+            np.testing.assert_array_equal(client.infer(buffer).logits, helpers.expected("s100", images))
+            later.join()
+        np.testing.assert_array_equal(client.infer(images[:2]).logits, helpers.expected("s100", images[:2]))
+
+
+def test_an_agent_that_does_not_come_back_is_told_after_the_time_given(make_agent, make_native, images):
+    server = make_native(make_agent())
+    with Client(server.path, reconnect_s=0.1) as client:
+        server.stop()
+        with pytest.raises(UnavailableError, match=r"tried for 0.1 s"):
+            client.infer(images)
+        with pytest.raises(UnavailableError, match="no agent listens"):
+            client.submit(images)
+
+
+def test_what_was_pending_when_the_agent_died_is_told(make_agent, make_native, images, backend):
+    server = make_native(make_agent())
+    with Client(server.path, reconnect_s=0.1) as client:
+        backend.blocking = threading.Event()
+        pending = [client.submit(images[:1]) for _ in range(3)]
+        assert backend.entered.wait(10)
+        connection = next(iter(server._connections))
+        connection._socket.shutdown(2)  # as if the process had been killed
+        for one in pending:
+            with pytest.raises(UnavailableError, match="send the request again"):
+                one.result()
+        backend.blocking.set()
+        assert client.infer(images[:1]).subnet == "s100"
+
+
+def test_importing_the_client_imports_no_more_than_the_standard_library(helpers):
+    program = (
+        "import sys; before = set(sys.modules); import agent.client\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(new - set(sys.stdlib_module_names)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=helpers.root, check=True)
+    assert ran.stdout.strip() == "['agent', 'subnets']"
