@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from subnets.bundle import Architecture
     from subnets.data import Dataset
-    from subnets.training import Progress
+    from subnets.training import Progress, Recipe
 
 DATA_HELP = "'digits', a cifar-10-batches-py folder, or a folder with train/ and val/."
 
@@ -23,7 +23,11 @@ def recipe_options(*, epochs: int, learning_rate: float) -> Callable[[Any], Any]
         for option in (
             click.option("--seed", default=0, show_default=True),
             click.option("--compile/--no-compile", default=True, show_default=True, help="Compile the step."),
-            click.option("--precision", type=click.Choice(["bf16", "f32"]), default="bf16", show_default=True),
+            click.option(
+                "--precision",
+                type=click.Choice(["bf16", "f32"]),
+                help="Of the training step.  [default: bf16 where the device computes in it, else f32]",
+            ),
             click.option("--batch-size", default=128, show_default=True),
             click.option("--learning-rate", default=learning_rate, show_default=True, help="The peak."),
             click.option("--epochs", default=epochs, show_default=True),
@@ -54,6 +58,21 @@ def checked_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise UnavailableError("torch sees no CUDA device here; leave --device out, or install torch for CUDA")
     return name
+
+
+def recipe(device: str, options: Mapping[str, Any]) -> Recipe:
+    """The recipe of these options; a precision left out becomes what the device computes in natively.
+
+    A processor without bf16 instructions takes several times as long in bf16 as in f32.
+
+    Raises:
+        InputError: a value makes no sense.
+    """
+    from backends.runtime import Processor
+    from subnets.training import Recipe
+
+    native = "bf16" if device == "cuda" or Processor.here().computes_bf16 else "f32"
+    return Recipe(**{**options, "precision": options["precision"] or native}).check()
 
 
 def argument_option(function: Any) -> Any:

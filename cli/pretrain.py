@@ -12,6 +12,7 @@ from cli._training import (
     argument_option,
     checked_device,
     device_option,
+    recipe,
     recipe_options,
     record,
     training_bar,
@@ -28,7 +29,7 @@ from cli._training import architecture as described_by
 @click.option("--sparsity-from", default=0.7, show_default=True, help="Share of the run after which it acts.")
 @device_option
 @recipe_options(epochs=30, learning_rate=0.2)
-def command(architecture: str, data: str, out: Path, arguments: tuple[str, ...], device: str, **recipe: Any) -> None:
+def command(architecture: str, data: str, out: Path, arguments: tuple[str, ...], device: str, **options: Any) -> None:
     """Train ARCHITECTURE (resnet20 ... resnet110, resnet18 ... resnet50, tinynet) from scratch.
 
     A run that was stopped continues from its checkpoint beside --out. Several processes share each batch when torchrun
@@ -52,10 +53,10 @@ def command(architecture: str, data: str, out: Path, arguments: tuple[str, ...],
     from subnets.sampling import save_network
     from subnets.sparsity import SparseObjective
     from subnets.team import joined
-    from subnets.training import Objective, PlainObjective, Progress, Recipe, accuracy, logits, train
+    from subnets.training import Objective, PlainObjective, Progress, accuracy, logits, train
 
     dataset = load(data)
-    plan = Recipe(**recipe).check()
+    plan = recipe(device, options)
     torch.manual_seed(plan.seed)
     described = described_by(architecture, arguments, dataset)
     network = architectures.build(described.name, **described.arguments).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cli._modules import module_option
-from cli._training import DATA_HELP, checked_device, device_option, recipe_options, record, training_bar
+from cli._training import DATA_HELP, checked_device, device_option, recipe, recipe_options, record, training_bar
 
 
 @click.command()
@@ -35,7 +35,7 @@ def command(
     heads: bool,
     image_size: int,
     device: str,
-    **recipe: Any,
+    **options: Any,
 ) -> None:
     """Train all subnets of BUNDLE jointly, and write the result back.
 
@@ -53,22 +53,19 @@ def command(
     from subnets.joint import JointOptions
     from subnets.sampling import fine_tune
     from subnets.team import joined
-    from subnets.training import Recipe
 
     bundle = bundle.resolve()  # '.' has no name for the checkpoint
     opened = Bundle.open(bundle)
     dataset = load(data, image_size=image_size)
     checkpoint = bundle.with_name(f"{bundle.name}.checkpoint")
-    options = JointOptions(
-        middle=middle, full_weight=full_weight, soft=soft, teacher=teacher, affine=affine, heads=heads
-    )
+    joint = JointOptions(middle=middle, full_weight=full_weight, soft=soft, teacher=teacher, affine=affine, heads=heads)
     keep_freed_memory()
     with joined() as team, training_bar(f"training {opened.name}", shown=team.rank == 0) as on_step:
         trained = fine_tune(
             opened,
             dataset,
-            Recipe(**recipe),
-            options,
+            recipe(device, options),
+            joint,
             checkpoint=checkpoint,
             team=team,
             device=checked_device(device),

@@ -197,3 +197,15 @@ def test_training_options_that_make_no_sense_are_refused(refused, few_digits, bu
 def test_sampling_options_that_make_no_sense_are_refused(refused, few_digits, made, options, message):
     command = ("sample", made / "tinynet.safetensors", "--arch", "tinynet", "--data", "digits", "--out", "x")
     assert message in refused(*command, *options)
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "expected"), [((), "cpu", "f32"), (("avx512_bf16",), "cpu", "bf16"), ((), "cuda", "bf16")]
+)
+def test_the_training_precision_left_out_is_what_the_device_computes_in(monkeypatch, flags, device, expected):
+    from backends.runtime import Processor
+    from cli._training import recipe
+
+    monkeypatch.setattr(Processor, "here", lambda: Processor("any", frozenset(flags)))
+    assert recipe(device, {"epochs": 1, "precision": None}).precision == expected
+    assert recipe(device, {"epochs": 1, "precision": "f32"}).precision == "f32"
