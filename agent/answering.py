@@ -2,7 +2,7 @@
 
 :class:`Answering` puts the parts together: :mod:`agent.waiting` (who waits), :mod:`agent.choosing` and
 :mod:`agent.forming` (whose turn it is, with which engine), :mod:`agent.dispatch` (threads), :mod:`agent.running`
-(engines and answers), :mod:`agent.hopeless`.
+(engines and answers), :mod:`agent.accounts` (what was answered), :mod:`agent.hopeless` (admission).
 
 After a switch the new engine's weights are not in the processor's caches, which makes its first answer slower than the
 others. So if nobody wants the engine just then it is *touched*: asked for one blank image. That costs the energy of one
@@ -16,9 +16,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 
 import numpy as np
 
+from agent.accounts import Accounts
 from agent.choosing import Chooser
 from agent.control import ControlLoop
 from agent.dispatch import Dispatcher
@@ -28,17 +30,17 @@ from agent.guard import Guard
 from agent.hopeless import Hopeless
 from agent.journal import Journal
 from agent.pool import Active, EnginePool
-from agent.rescue import Rescue
+from agent.rescue import Abandoned, Rescue
 from agent.resident import EngineKey, Resident, engine_key
 from agent.running import Runner, UnderWay
-from agent.tallies import Tallies
 from agent.values import Answer
 from agent.waiting import Request
 from backends.base import Batch
-from calibration.table import Table
+from calibration.table import Row, Table
 from subnets.errors import Busy, EngineError, Expired, InputError
 
 _BUSY_SHARE = 0.25  # of the time; above it an engine is not touched
+_LONGEST_MEASURE_S = 600.0
 _F32 = np.dtype(np.float32)
 
 
@@ -82,9 +84,11 @@ class Answering:
         self._shape, self._table, self._pool, self._guard = shape, table, pool, guard
         self._control, self._figures, self._clock = control, figures, clock
         self._most_accurate = max(row.accuracy for row in table.rows)
-        chooser = Chooser(table, pool, guard)
+        self._chooser = chooser = Chooser(table, pool, guard)
+        mutex = threading.Lock()
+        self.accounts = Accounts(figures, journal)
         self._rescue = Rescue(pool, guard, control.apply)
-        self._runner = Runner(pool, chooser, self._rescue, figures, journal=journal, clock=clock)
+        self._runner = Runner(pool, chooser, self._rescue, self.accounts, mutex=mutex, clock=clock)
         self._former = Former(chooser, drop_late=drop_late, clock=clock)
         self._dispatcher = Dispatcher(
             queue_limit,
@@ -92,8 +96,10 @@ class Answering:
             run=self._runner.run,
             fail=self._fail,
             bring=self._bring,
+            mutex=mutex,
             refusal=Hopeless(chooser, figures, self._busy_ms, clock).why if admission else None,
         )
+        figures.arrived = lambda: self._dispatcher.arrived
         if touch:
             pool.on_current = self._touch
 
@@ -103,19 +109,9 @@ class Answering:
         return self._rescue.rescued
 
     @property
-    def failed(self) -> int:
-        """Requests that no engine could answer."""
-        return self._runner.failed
-
-    @property
     def superseded(self) -> int:
         """Requests whose place a newer one of their stream took."""
         return self._dispatcher.superseded
-
-    @property
-    def tallies(self) -> Tallies:
-        """What was answered so far, per operating point."""
-        return self._runner.tallies
 
     @property
     def depth(self) -> int:
@@ -129,7 +125,9 @@ class Answering:
 
     def close(self, drain_s: float) -> bool:
         """Refuses newcomers and answers those who wait; whether all were answered in time."""
-        return self._dispatcher.close(drain_s)
+        drained = self._dispatcher.close(drain_s)
+        self.accounts.settle()
+        return drained
 
     def infer(
         self,
@@ -141,30 +139,56 @@ class Answering:
         stream: str | None = None,
     ) -> Answer:
         """See :meth:`agent.core.Agent.infer`."""
-        request = self._request(batch, deadline_ms, subnet, min_accuracy, stream, None)
-        try:
-            if self._dispatcher.take(request):
-                ours = True
-                try:
-                    turn = self._former.alone(request)
-                    if turn is not None:
-                        ours = self._runner.run(turn)
+        images = self._checked(batch)
+        if deadline_ms is None:
+            deadline_ms = self.deadline_ms
+        plain, key = subnet is None and min_accuracy is None, None
+        if not plain:
+            key = self._wish(subnet, min_accuracy)
+        arrived_s = self._clock()
+        if self._dispatcher.take(images):
+            ours, under_way = True, None
+            try:
+                active = self._chooser.idle(images, deadline_ms) if plain else None
+                if active is not None:
+                    try:
+                        under_way, answer = self._runner.quick(active, batch, arrived_s, deadline_ms)
+                        return answer
+                    except Abandoned:
+                        ours = False
+                        raise EngineError(f"{active.point} hung and was given up; ask again") from None
+                    except Exception as error:
+                        request = Request(batch, arrived_s, deadline_ms)
+                        ours = self._runner.failed(active, request, error, arrived_s)
                         return request.outcome()
-                finally:
-                    if ours:
-                        self._dispatcher.leave()
-            request.done = threading.Lock()
+                request = Request(batch, arrived_s, deadline_ms, key, min_accuracy or 0.0)
+                active = self._former.alone(request)
+                if active is not None:
+                    ours = self._runner.alone(active, request)
+                    return request.outcome()
+            finally:
+                if ours:
+                    self._dispatcher.leave(under_way)
+        return self._wait(Request(batch, arrived_s, deadline_ms, key, min_accuracy or 0.0, stream))
+
+    def _wait(self, request: Request) -> Answer:
+        """The answer, once the worker has come to it."""
+        request.done = threading.Lock()
+        request.done.acquire()
+        self._enter(request)
+        try:
             request.done.acquire()
+        except BaseException:  # Ctrl-C
+            self._dispatcher.withdraw(request)
+            raise
+        return request.outcome()
+
+    def _enter(self, request: Request) -> None:
+        try:
             self._dispatcher.enter(request)
         except Busy:
             self._figures.refused()
             raise
-        try:
-            request.done.acquire()
-        except BaseException:  # Ctrl-C while waiting
-            self._dispatcher.withdraw(request)
-            raise
-        return request.outcome()
 
     def submit(
         self,
@@ -176,14 +200,43 @@ class Answering:
         stream: str | None = None,
     ) -> Future[Answer]:
         """See :meth:`agent.core.Agent.submit`."""
+        self._checked(batch)
+        if deadline_ms is None:
+            deadline_ms = self.deadline_ms
+        key = None
+        if subnet is not None or min_accuracy is not None:
+            key = self._wish(subnet, min_accuracy)
         future: Future[Answer] = Future()
-        request = self._request(batch, deadline_ms, subnet, min_accuracy, stream, future)
-        try:
-            self._dispatcher.enter(request)
-        except Busy:
-            self._figures.refused()
-            raise
+        self._enter(Request(batch, self._clock(), deadline_ms, key, min_accuracy or 0.0, stream, future))
         return future
+
+    def measure(self, row: Row, count: int) -> list[float] | None:
+        """Has an engine answer random images ``count`` times, back to back, while nobody wants it.
+
+        Returns:
+            The milliseconds of each; fewer when somebody came, and None where the engine is not in memory.
+        """
+        resident = self._pool.resident(engine_key(row))
+        if resident is None or self._guard.quarantined_s(resident.key):
+            return None
+        active = Active(resident=resident, row=row, point=row.point, reason="measured again", bound="none")
+        random = np.random.Generator(np.random.PCG64(0))
+        batch = random.standard_normal((row.batch_size, *self._shape), np.float32)
+        told: SimpleQueue[list[float]] = SimpleQueue()
+
+        def job() -> None:
+            told.put(self._runner.timed(active, batch, count, lambda: self._dispatcher.depth > 0))
+
+        if not self._dispatcher.spare(job):
+            return []
+        try:
+            return told.get(timeout=_LONGEST_MEASURE_S)
+        except Empty:  # it hangs, or was abandoned
+            return []
+
+    def retable(self, table: Table) -> None:
+        """Other figures for the same operating points."""
+        self._chooser.retable(table)
 
     def under_way(self) -> UnderWay | None:
         """What is being computed now."""
@@ -206,31 +259,18 @@ class Answering:
         self._dispatcher.replace_worker(lambda: self._runner.rescue(left, under_way.active, error))
         return True
 
-    def _request(
-        self,
-        batch: Batch,
-        deadline_ms: float | None,
-        subnet: str | None,
-        min_accuracy: float | None,
-        stream: str | None,
-        future: Future[Answer] | None,
-    ) -> Request:
+    def _checked(self, batch: Batch) -> int:
+        """How many images a batch holds, after a look at its type and shape."""
         if not isinstance(batch, np.ndarray) or batch.dtype != _F32 or batch.ndim != 4:
             found = f"{batch.dtype} {list(batch.shape)}" if isinstance(batch, np.ndarray) else type(batch).__name__
             raise InputError(f"a batch must be float32 [N, {', '.join(map(str, self._shape))}], this is {found}")
-        if batch.shape[1:] != self._shape or not len(batch):
+        shape: tuple[int, ...] = batch.shape
+        if shape[1:] != self._shape or not shape[0]:
             raise InputError(
                 f"a batch must have shape [N, {', '.join(map(str, self._shape))}] with N at least 1, "
                 f"this has {list(batch.shape)}"
             )
-        key = None
-        if subnet is not None or min_accuracy is not None:
-            key = self._wish(subnet, min_accuracy)
-        if deadline_ms is None:
-            deadline_ms = self.deadline_ms
-        request = Request(batch, self._clock(), deadline_ms, key, min_accuracy or 0.0, stream, future)
-        self._figures.arrived(request.images)
-        return request
+        return shape[0]
 
     def _wish(self, subnet: str | None, min_accuracy: float | None) -> EngineKey | None:
         """The engine that a request asks for, whose loading begins now; checks that it can have what it wants."""
@@ -268,9 +308,9 @@ class Answering:
 
     def _fail(self, request: Request, error: BaseException) -> None:
         if isinstance(error, Expired):
-            self._figures.expired(self._clock())
-            self._runner.give_up(request)
-        request.finish(None, error)
+            self._runner.expire(request, error)
+        else:
+            request.finish(None, error)
 
     def _busy_ms(self) -> float:
         """What is left of the batch under way, by the table."""

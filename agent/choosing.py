@@ -41,6 +41,9 @@ class _View:
     def __init__(self, active: Active | None, steps: list[tuple[float, Row]]) -> None:
         self.active, self.steps = active, steps  # steps: (least slack in seconds, row), most slack first
         self.sized: dict[int, Active] = {}
+        self.free_ms = -math.inf  # with so much slack the plan says what is current anyway
+        if active is not None and steps:
+            self.free_ms = 1000 * steps[0][0] if steps[0][1].point == active.point else math.inf
 
 
 class Chooser:
@@ -54,10 +57,15 @@ class Chooser:
 
     def __init__(self, table: Table, pool: EnginePool, guard: Guard) -> None:
         self._pool, self._guard = pool, guard
+        self.retable(table)
+
+    def retable(self, table: Table) -> None:
+        """Chooses by another table from now on; the operating points are the same."""
         self._rows = table.rows
-        self._sizes: dict[EngineKey, list[Row]] = {}
+        sizes: dict[EngineKey, list[Row]] = {}
         for row in sorted(table.rows, key=lambda row: row.batch_size):
-            self._sizes.setdefault(engine_key(row), []).append(row)
+            sizes.setdefault(engine_key(row), []).append(row)
+        self._sizes = sizes
         self._by_point = {row.point: row for row in table.rows}
         self._view = _View(None, [])
 
@@ -79,6 +87,23 @@ class Chooser:
         if request.floor > chosen.row.accuracy:
             return self._raised(request.floor, chosen)
         return Choice(chosen, -1.0)
+
+    def idle(self, images: int, deadline_ms: float | None) -> Active | None:
+        """The short way for a request without wishes that need not wait: the current point, if it is what
+        :meth:`choose` and :meth:`sized` would come to and its batch is exactly so many images; else None."""
+        active = self._pool.current
+        if active is None:
+            return None
+        view = self._view
+        if view.active is not active:
+            view = self._view_of(active)
+        if deadline_ms is not None and deadline_ms < view.free_ms:
+            return None
+        size = active.row.batch_size
+        if images == size:
+            return active
+        active = self.sized(active, images)
+        return active if active.row.batch_size == images else None
 
     def may_join(self, request: Request, head: Request, choice: Choice) -> bool:
         """Whether a request may be answered together with ``head``, by the same engine."""

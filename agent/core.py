@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from agent.answering import Answering
-from agent.clocks import AgentClock, Horizon, JumpWatch
+from agent.clocks import AgentClock, Horizon
 from agent.control import ControlLoop
 from agent.figures import LoadFigures
 from agent.guard import Guard
@@ -29,13 +29,15 @@ from agent.journal import EventLine, Journal
 from agent.limits import HardLimits
 from agent.overview import engine_statuses, usable_rows
 from agent.pool import EnginePool
+from agent.recalibration import retabled
 from agent.run_record import RunRecord
 from agent.sensing import Sensing, Sensors
 from agent.state import Keeper, Kept
 from agent.tallies import Tallies
 from agent.values import Answer, Counters, Event, Explanation, Hold, Status
+from agent.watching import Watching
 from backends.base import Backend, Batch
-from calibration.table import Table
+from calibration.table import Row, Table
 from policies.base import Goals, Policy
 from subnets import Bundle
 from subnets.errors import InputError
@@ -65,6 +67,8 @@ class Agent:
         limits: hard ones; None = what the goals imply.
         keeper: of hold and policy state over restarts, with a clock that goes on; None = nothing is kept.
         wall: seconds since 1970.
+        recalibrate: have rows that are off the table for long measured again in quiet moments, and call this with the
+            new table to be stored; None = they are only told.
         admission: refuse a request at once whose deadline cannot be kept (:mod:`agent.hopeless`).
         drop_late: give up a request whose deadline passes before its turn, instead of answering it late.
         touch: warm an engine after a switch while nobody wants it (:mod:`agent.answering`).
@@ -94,6 +98,7 @@ class Agent:
         limits: HardLimits | None = None,
         keeper: Keeper | None = None,
         wall: Callable[[], float] = time.time,
+        recalibrate: Callable[[Table], None] | None = None,
         admission: bool = False,
         drop_late: bool = False,
         touch: bool = True,
@@ -116,7 +121,7 @@ class Agent:
             clock=getattr(clock, "name", ""),
             dry_run=dry_run,
         )
-        self._jumps = JumpWatch(wall, self._emit)
+        self._whole_table, self._store = table, recalibrate or (lambda table: None)
         self._callbacks: list[Callable[[Event], None]] = []
         self._on_tick: list[Callable[[], None]] = []
         self._figures = LoadFigures()
@@ -154,16 +159,28 @@ class Agent:
             self._control,
             self._figures,
             journal=journal,
-            clock=clock,
+            clock=clock.read if isinstance(clock, AgentClock) else clock,
             deadline_ms=goals.deadline_ms,
             queue_limit=queue_limit,
             admission=admission,
             drop_late=drop_late,
             touch=touch,
         )
-        self._control.watches += [self._jumps.watch, self._watch_journal]
-        if keeper is not None:
-            self._control.watches.append(keeper.watch)
+        self._control.watches += [lambda now_s, faults: self._answering.accounts.settle()]
+        self._watching = Watching(
+            self._control,
+            pool=self._pool,
+            guard=self._guard,
+            answering=self._answering,
+            figures=self._figures,
+            table=lambda: self.table,
+            journal=journal,
+            keeper=keeper,
+            wall=wall,
+            clock=clock,
+            on_event=self._emit,
+            accept=self._retable if recalibrate is not None else None,
+        )
         self._state = "starting"
         self._started_s = clock()
 
@@ -196,8 +213,7 @@ class Agent:
         self._state = "closing"
         drained = self._answering.close(drain_s)
         self._control.stop()
-        if self._keeper is not None:
-            self._keeper.close()
+        self._watching.close()
         self._emit("closed", {"drained": drained})
         self._pool.close()
         if self._journal is not None:
@@ -272,7 +288,13 @@ class Agent:
     @property
     def tallies(self) -> Tallies:
         """What was answered so far, per operating point."""
-        return self._answering.tallies
+        self._answering.accounts.settle()
+        return self._answering.accounts.tallies
+
+    @property
+    def hopeless(self) -> str:
+        """Why nothing answers any more and only a new process would; empty while that is not so."""
+        return self._watching.hangs.hopeless
 
     @property
     def classes(self) -> int:
@@ -348,6 +370,7 @@ class Agent:
 
     def status(self) -> Status:
         """What it is doing and why."""
+        self._answering.accounts.settle()
         now_s, active, control = self._clock(), self._pool.current, self._control
         row = active.row if active is not None else None
         held = control.held
@@ -377,7 +400,7 @@ class Agent:
                 images=self._figures.images,
                 late=self._figures.late,
                 refused=self._figures.refused_requests,
-                failed=self._answering.failed,
+                failed=self._answering.accounts.failed,
                 rescued=self._answering.rescued,
                 expired=self._figures.expired_requests,
                 superseded=self._answering.superseded,
@@ -387,18 +410,12 @@ class Agent:
                 policy_failures=control.policy_failures,
                 engine_hangs=self._guard.engine_hangs,
                 limits_reached=self._guard.limits_reached,
-                journal_stops=self._journal.stops if self._journal is not None else 0,
-                state_failures=self._keeper.failures if self._keeper is not None else 0,
-                clock_jumps=self._jumps.jumps,
+                **self._watching.counters(),
             ),
             slowdown=self._figures.slowdowns(now_s),
+            drifted={out.point: out.ratio for out in self._watching.drift.drifted},
             journal=self._journal.status() if self._journal is not None else None,
         )
-
-    def _watch_journal(self, now_s: float, faults: list[str]) -> None:
-        """Says as long as it lasts that nothing is recorded."""
-        if self._journal is not None and (why := self._journal.status().stopped):
-            faults.append(f"journal stopped: {why}")
 
     def _ticked(self) -> None:
         for callback in self._on_tick:
@@ -418,6 +435,18 @@ class Agent:
     def _keep(self) -> None:
         if self._keeper is not None:
             self._keeper.keep()
+
+    def _retable(self, rows: Mapping[str, Row]) -> None:
+        """Takes up rows that were measured again, once the new table is stored."""
+        whole = retabled(self._whole_table, rows)
+        self._store(whole)
+        self._whole_table, self.table = whole, retabled(self.table, rows)
+        for part in (self._guard, self._pool, self._answering, self._watching.drift):
+            part.retable(self.table)
+        self._record.retable(whole, self.table)
+        self._control.retable(self.table, self._write_meta)
+        self._emit("table_remeasured", {"rows": {point: row.latency_p50_ms for point, row in rows.items()}})
+        self._keep()
 
     def _restore(self, keeper: Keeper) -> None:
         """Goes on with the hold and the policy's state that an earlier run has left."""

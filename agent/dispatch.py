@@ -16,6 +16,7 @@ from queue import SimpleQueue
 
 from agent.forming import Former, Turn
 from agent.resident import EngineKey
+from agent.running import UnderWay
 from agent.waiting import Request, Waiting
 from subnets.errors import Busy, Superseded
 
@@ -30,6 +31,10 @@ class Dispatcher:
         fail: finishes a request whose turn brings it an error.
         bring: called with a request that has stepped aside and the engine it waits for; :meth:`step_back` ends that.
         refusal: why a newcomer is refused although there is room, given those who wait; "" = it is not.
+        mutex: under which all of it happens.
+
+    Attributes:
+        arrived: how many images have come, refused ones included.
     """
 
     def __init__(
@@ -40,17 +45,19 @@ class Dispatcher:
         run: Callable[[Turn], object],
         fail: Callable[[Request, BaseException], None],
         bring: Callable[[Request, EngineKey], None],
+        mutex: threading.Lock,
         refusal: Callable[[Request, Waiting], str] | None = None,
     ) -> None:
         self._former, self._run, self._fail, self._bring, self._refusal = former, run, fail, bring, refusal
-        self._mutex = threading.Lock()
+        self.arrived = self.superseded = 0
+        self._mutex = mutex
         self._idle = threading.Condition(self._mutex)
         self._waiting = Waiting(limit)
+        self._line = self._waiting.line
         self._taken = self._closed = False
         self._handed = 0  # places beyond the limit: of the request that a worker was woken for
         self._wake: SimpleQueue[Callable[[], object] | None] = SimpleQueue()  # what to do first; None = no more
         self._worker: threading.Thread | None = None
-        self.superseded = 0
 
     @property
     def depth(self) -> int:
@@ -62,24 +69,24 @@ class Dispatcher:
         """How many images they hold."""
         return self._waiting.images
 
-    def take(self, request: Request) -> bool:
-        """Takes the engine for a request of the caller's, who must :meth:`leave`; False when it has to wait.
+    def take(self, images: int) -> bool:
+        """Takes the engine for a request of the caller's that need not wait; who gets it must :meth:`leave`.
 
-        Raises:
-            Busy: it is refused.
+        Not for engines that have to be loaded, nor where newcomers may be refused.
         """
         with self._mutex:
-            if self._taken or self._closed:
+            if self._taken or self._closed or self._refusal is not None:
                 return False
-            if self._refusal is not None and (why := self._refusal(request, self._waiting)):
-                raise Busy(why)
             self._taken = True
+            self.arrived += images
             return True
 
-    def leave(self) -> None:
-        """Gives the engine back, to the worker if anybody waits."""
+    def leave(self, under_way: UnderWay | None) -> None:
+        """Gives the engine back, to the worker if anybody waits; unless what was under way was abandoned."""
         with self._mutex:
-            if len(self._waiting) > self._waiting.aside:
+            if under_way is not None and under_way.abandoned:
+                return
+            if self._line:
                 self._wake_worker()
                 return
             self._taken = False
@@ -93,6 +100,7 @@ class Dispatcher:
             Busy: too many wait, the deadline cannot be kept, or the agent is closing.
         """
         with self._mutex:
+            self.arrived += request.images
             older = self._waiting.older(request.stream)
             if self._closed:
                 raise Busy("the agent is closing; send the request to another one, or again after its restart")

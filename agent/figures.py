@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 
 STALE_S = 30.0
 _RATE_TIME_CONSTANT_S = 5.0
@@ -18,23 +19,22 @@ _MISS_WEIGHT = 0.05
 class LoadFigures:
     """Fed by every request, read by the control loop.
 
-    :meth:`ran`, :meth:`answered` and :meth:`expired` are called by one thread at a time (the one that has the engine);
-    :meth:`arrived` and :meth:`refused` by any.
+    :meth:`ran`, :meth:`answered` and :meth:`expired` are called by one thread at a time, :meth:`refused` by any.
+
+    Attributes:
+        arrived: called for how many images have arrived so far.
     """
 
     def __init__(self) -> None:
+        self.arrived: Callable[[], int] = lambda: 0
         self._lock = threading.Lock()
-        self._arrived_images = 0
+        self._counted = 0  # of the images that have arrived
         self._counted_at_s: float | None = None
         self._rate_hz: float | None = None
+        self.on_ran: Callable[[float, str, float, float], None] = lambda now_s, point, infer_ms, expected_ms: None
         self._log_slowdown: dict[str, tuple[float, float]] = {}  # point -> (smoothed log ratio, when)
         self._miss: tuple[float, float] | None = None  # (smoothed share, when)
         self.requests = self.images = self.late = self.refused_requests = self.expired_requests = 0
-
-    def arrived(self, images: int) -> None:
-        """A request came in."""
-        with self._lock:
-            self._arrived_images += images
 
     def refused(self) -> None:
         """A request was turned away when it came."""
@@ -51,6 +51,7 @@ class LoadFigures:
             infer_ms: how long it took.
             expected_ms: what the table says it takes.
         """
+        self.on_ran(now_s, point, infer_ms, expected_ms)
         if expected_ms > 0 and infer_ms > 0:
             # Logarithms: the table's figure is a median, and the mean of logarithms is little moved by rare stalls.
             ratio = math.log(infer_ms / expected_ms)
@@ -90,8 +91,8 @@ class LoadFigures:
 
     def arrival_rate_hz(self, now_s: float) -> float | None:
         """Images per second, smoothed over about five seconds; None until two readings. Call once per period."""
-        with self._lock:
-            images, self._arrived_images = self._arrived_images, 0
+        arrived = self.arrived()
+        images, self._counted = arrived - self._counted, arrived
         before, self._counted_at_s = self._counted_at_s, now_s
         if before is None or now_s <= before:
             return self._rate_hz

@@ -83,15 +83,10 @@ class Former:
                 break
         return turn
 
-    def alone(self, request: Request) -> Turn | None:
-        """The turn of one request that need not wait; None when its engine has to be loaded."""
-        turn = Turn()
+    def alone(self, request: Request) -> Active | None:
+        """Who answers a request that need not wait, at which batch size; None when its engine has to be loaded."""
         choice = self._chooser.choose(request, request.arrived_s)
-        if not isinstance(choice, Choice):
-            return None
-        turn.requests, turn.images = [request], request.images
-        turn.active = self._chooser.sized(choice.active, request.images)
-        return turn
+        return self._chooser.sized(choice.active, request.images) if isinstance(choice, Choice) else None
 
     def _fill(self, turn: Turn, head: Request, choice: Choice, waiting: Waiting) -> None:
         turn.requests, turn.images = [head], head.images

@@ -82,9 +82,7 @@ class EnginePool:
         self._bundle, self._backends = bundle, dict(backends)
         self._budget, self._clock, self._on_event = memory_budget_bytes, clock, on_event
         self._rank = {name: index for index, name in enumerate(bundle.ladder.names)}
-        self._rows: dict[EngineKey, dict[int, Row]] = {}
-        for row in table.rows:
-            self._rows.setdefault(engine_key(row), {})[row.batch_size] = row
+        self._rows = _by_engine(table)
         self._mutex = threading.Lock()
         self._given_back = threading.Condition(self._mutex)  # a lease
         self._residents: dict[EngineKey, Resident] = {}
@@ -98,6 +96,12 @@ class EnginePool:
         self._threadless: dict[str, int] = {}
         for key in self._rows:
             self._threadless[key.backend] = max(key.threads, self._threadless.get(key.backend, 0))
+
+    def retable(self, table: Table) -> None:
+        """Other figures for the same operating points."""
+        self._rows = _by_engine(table)
+        for resident in self.residents():
+            resident.recost({size: row.latency_p50_ms for size, row in self._rows[resident.key].items()})
 
     @property
     def keys(self) -> tuple[EngineKey, ...]:
@@ -356,6 +360,14 @@ class EnginePool:
 
     def _held_bytes(self) -> int:
         return sum(resident.memory_bytes for resident in self._residents.values())
+
+
+def _by_engine(table: Table) -> dict[EngineKey, dict[int, Row]]:
+    """The rows of each engine, by batch size."""
+    rows: dict[EngineKey, dict[int, Row]] = {}
+    for row in table.rows:
+        rows.setdefault(engine_key(row), {})[row.batch_size] = row
+    return rows
 
 
 def _size_on_disk(path: Path) -> int:

@@ -6,12 +6,28 @@ Knows nothing of queues or policies.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol, TypeVar
 
 from agent.guard import Guard
 from agent.pool import Active, EnginePool
-from agent.resident import EngineKey, Resident, Retired, engine_key
+from agent.resident import EngineKey, Retired, engine_key
+from agent.waiting import Request
 from backends.base import Batch
 from subnets.errors import EngineError, InputError
+
+T = TypeVar("T")
+
+
+class Abandoned(Exception):
+    """What was being asked hung and was given up; whoever gave it up sees to the rest."""
+
+
+class Watched(Protocol):
+    """Runs something of one engine, watched so that it can be abandoned if it hangs."""
+
+    def __call__(self, active: Active, call: Callable[[], T]) -> T:
+        """What ``call`` returns or raises; raises :class:`Abandoned`."""
 
 
 class Rescue:
@@ -27,11 +43,8 @@ class Rescue:
         self._pool, self._guard, self._apply = pool, guard, apply
         self.rescued = 0
 
-    def answer(
-        self, batch: Batch, failed: Active, error: Exception, *, pinned: bool, floor: float = 0.0
-    ) -> tuple[Active, Batch]:
-        """The next engine's answer to a batch on which one has failed: none if it is ``pinned``, and none less accurate
-        than ``floor``.
+    def answer(self, request: Request, failed: Active, error: Exception, watched: Watched) -> tuple[Active, Batch]:
+        """The next engine's answer to a request on which one has failed; none where it is pinned to that one.
 
         The failed ones are quarantined once another has answered: that shows the fault was theirs. Where none answers
         the batch, those that also fail a blank one are quarantined; if none does, the batch is at fault.
@@ -39,12 +52,14 @@ class Rescue:
         Raises:
             InputError: several engines fail on this batch and none on a blank one.
             EngineError: no engine answers.
+            Abandoned: another engine hung as well.
         """
-        failures = {failed.resident.key: (failed.resident, error)}
-        broken = self._drop_if_broken(failed.resident)
-        for row in [] if pinned else self._guard.alternatives(failed.point):
+        batch = request.batch
+        failures = {failed.resident.key: (failed, error)}
+        broken = self._drop_if_broken(failed, watched)
+        for row in [] if request.key is not None else self._guard.alternatives(failed.point):
             key = engine_key(row)
-            if row.accuracy < floor or key in failures or self._guard.quarantined_s(key):
+            if row.accuracy < request.floor or key in failures or self._guard.quarantined_s(key):
                 continue
             resident = self._pool.resident(key)
             if resident is None:
@@ -56,13 +71,15 @@ class Rescue:
                     if not self._guard.quarantined_s(key):
                         self._guard.quarantine(key, unloadable)
                     continue
+            reason = f"{failed.point} failed ({error}); this one answered instead"
+            active = Active(resident=resident, row=row, point=row.point, reason=reason, bound="fallback")
             try:
-                logits = resident.infer(batch)
-            except InputError:
+                logits = watched(active, partial(resident.infer, batch))
+            except (InputError, Abandoned):
                 raise
             except Exception as another:
-                failures[key] = resident, another
-                broken = self._drop_if_broken(resident) or broken
+                failures[key] = active, another
+                broken = self._drop_if_broken(active, watched) or broken
                 continue
             for bad, (_, why) in failures.items():
                 if not isinstance(why, Retired):
@@ -70,21 +87,22 @@ class Rescue:
                     self._pool.drop(bad)
             self.rescued += 1
             self._apply()
-            reason = f"{failed.point} failed ({error}); this one answered instead"
-            return Active(resident=resident, row=row, point=row.point, reason=reason, bound="fallback"), logits
-        return self._give_up(failed, failures)
+            return active, logits
+        return self._give_up(failed, failures, watched)
 
-    def _drop_if_broken(self, resident: Resident) -> bool:
+    def _drop_if_broken(self, active: Active, watched: Watched) -> bool:
         """Takes an engine that fails a blank batch too out of memory: another may need the room."""
-        if resident.probe() is None:
+        if watched(active, active.resident.probe) is None:
             return False
-        self._pool.drop(resident.key)
+        self._pool.drop(active.resident.key)
         return True
 
     def _give_up(
-        self, failed: Active, failures: Mapping[EngineKey, tuple[Resident, Exception]]
+        self, failed: Active, failures: Mapping[EngineKey, tuple[Active, Exception]], watched: Watched
     ) -> tuple[Active, Batch]:
-        bad = {key: why for key, (resident, why) in failures.items() if resident.probe() is not None}
+        bad = {
+            key: why for key, (active, why) in failures.items() if watched(active, active.resident.probe) is not None
+        }
         for key, (_, why) in failures.items():
             if isinstance(why, Retired):
                 continue  # told when it was taken out

@@ -61,15 +61,19 @@ class Resident:
         self.retired = self.hung = False
         self.leases = 0
         self.used_at_s = 0.0
-        self.least_ms = min(cost / size for size, cost in cost_ms.items())  # per image
-        self._cost_ms = dict(cost_ms)
-        self._plans: dict[int, Plan] = {}
+        self.recost(cost_ms)
         self._lock = threading.Lock()
 
     @property
     def classes(self) -> int:
         """How many logits an answer has."""
         return self.engine.artifact.classes
+
+    def recost(self, cost_ms: Mapping[int, float]) -> None:
+        """Plans by these costs from now on: milliseconds of each batch size."""
+        self.least_ms = min(cost / size for size, cost in cost_ms.items())  # per image
+        self._cost_ms = dict(cost_ms)
+        self._plans: dict[int, Plan] = {}
 
     def plan(self, images: int) -> Plan:
         """How a batch of that many images is cut at least cost."""

@@ -131,27 +131,26 @@ class Waiting:
 
     Args:
         limit: how many there may be at most.
+
+    Attributes:
+        line: (due, order of arrival, request), ascending; to be looked at only.
+        images: how many all requests hold, in line or aside.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.images = 0
-        self._line: list[tuple[float, int, Request]] = []  # (due, order of arrival, request), ascending
+        self.line: list[tuple[float, int, Request]] = []
         self._aside: set[Request] = set()
         self._streams: dict[str, Request] = {}
         self._numbers = 0
 
     def __len__(self) -> int:
-        return len(self._line) + len(self._aside)
+        return len(self.line) + len(self._aside)
 
     def __iter__(self) -> Iterator[Request]:
         """Those in line, in order."""
-        return (request for _, _, request in self._line)
-
-    @property
-    def aside(self) -> int:
-        """How many wait for their engine."""
-        return len(self._aside)
+        return (request for _, _, request in self.line)
 
     def older(self, stream: str | None) -> Request | None:
         """The request of this stream that waits, or None."""
@@ -182,9 +181,9 @@ class Waiting:
 
     def pop(self) -> Request | None:
         """The one due first, taken out."""
-        if not self._line:
+        if not self.line:
             return None
-        request = self._line.pop(0)[2]
+        request = self.line.pop(0)[2]
         self._left(request)
         return request
 
@@ -194,7 +193,7 @@ class Waiting:
         Stops at the first who fits and has no room, so that nobody is overtaken for being large.
         """
         found: list[Request] = []
-        for _, _, request in self._line[:_LOOK_AHEAD]:
+        for _, _, request in self.line[:_LOOK_AHEAD]:
             if not fits(request):
                 continue
             if request.images > room:
@@ -226,9 +225,9 @@ class Waiting:
     def remove(self, request: Request) -> bool:
         """Takes it out, wherever it waits; False when it does not."""
         if request.place == IN_LINE:
-            index = bisect_left(self._line, (request.due_s, request.number))
-            assert self._line[index][2] is request
-            del self._line[index]
+            index = bisect_left(self.line, (request.due_s, request.number))
+            assert self.line[index][2] is request
+            del self.line[index]
         elif request.place == ASIDE:
             self._aside.remove(request)
         else:
@@ -245,7 +244,7 @@ class Waiting:
 
     def _put(self, request: Request) -> None:
         request.place = IN_LINE
-        insort(self._line, (request.due_s, request.number, request))
+        insort(self.line, (request.due_s, request.number, request))
 
     def _left(self, request: Request) -> None:
         request.place = OUTSIDE
