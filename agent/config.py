@@ -28,7 +28,7 @@ from subnets.errors import InputError
 _MAX_FILE_BYTES = 2**20
 _PATHS = (
     *(("agent", key) for key in ("bundle", "table", "journal", "state")),
-    *(("serve", key) for key in ("socket", "native")),
+    *(("serve", key) for key in ("socket", "native", "grpc_socket", "token_file", "tls_cert", "tls_key")),
 )
 
 Quantity = str | float | int
@@ -50,6 +50,9 @@ class AgentSection(Section, frozen=True, kw_only=True):
     memory_budget: Quantity | None = None  # for all resident engines, e.g. "250MB"
     control_period: Quantity = "1s"
     queue_limit: int = 64
+    admission: bool = False  # refuse a request at once whose deadline cannot be kept
+    drop_late: bool = False  # give up a request whose deadline passes before its turn
+    touch: bool = True  # warm an engine after a switch, while nobody wants it
     journal: str = ""  # folder; empty = no journal
     journal_size: Quantity = "16MiB"  # of one file before it is compressed
     journal_keep: int = 16  # compressed files
@@ -127,11 +130,27 @@ class ServeSection(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8700
     socket: str = ""
-    max_body: Quantity = "64MiB"
+    token_file: str = ""  # bearer tokens, one a line; with TLS what an address needs that others can reach
+    tls_cert: str = ""  # PEM, with tls_key
+    tls_key: str = ""
+    max_body: Quantity = "64MiB"  # of one request, also unpacked
+    max_json: Quantity = "8MiB"  # of its JSON part
+    max_head: Quantity = "16KiB"  # of request line and headers
     max_images: int = 256
+    max_connections: int = 64
+    http_memory: Quantity = "256MiB"  # for all HTTP requests being read or answered
+    read_timeout: Quantity = "30s"  # for a request to arrive, and for a reply to be taken
+    idle_timeout: Quantity = "75s"  # between the requests of a connection
+    shared_memory: bool = False  # clients may name objects in /dev/shm that are read and written
+    max_regions: int = 64  # of shared memory
+    region_memory: Quantity = "1GiB"  # of all regions together
+    model_control: bool = False  # clients may unload the model
     native: str = ""  # a Unix socket for neighbours on the device, docs/native.md; empty = none
     native_memory: Quantity = "256MiB"  # that its clients together may make the agent hold
     native_connections: int = 32
+    grpc_port: int | None = None  # on the host above; 0 = any free one; needs the extra gearshift[grpc]
+    grpc_socket: str = ""  # gRPC on a Unix socket
+    grpc_calls: int = 64  # that may be under way at a time, on each of the two
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -219,7 +238,12 @@ _EXAMPLES = {
     "battery_capacity_j": "72000.0",
     "switches_per_hour": "20",
     "socket": '"agent.sock"',
+    "token_file": '"token"',
+    "tls_cert": '"cert.pem"',
+    "tls_key": '"key.pem"',
     "native": '"native.sock"',
+    "grpc_port": "8701",
+    "grpc_socket": '"grpc.sock"',
 }
 
 
@@ -272,6 +296,12 @@ def _check(source: str, config: Config) -> None:
         ("goals.deadline", goals.deadline, quantities.milliseconds),
         ("goals.last_until", goals.last_until, quantities.seconds_until),
         ("serve.max_body", serve.max_body, quantities.size_bytes),
+        ("serve.max_json", serve.max_json, quantities.size_bytes),
+        ("serve.max_head", serve.max_head, quantities.size_bytes),
+        ("serve.http_memory", serve.http_memory, quantities.size_bytes),
+        ("serve.region_memory", serve.region_memory, quantities.size_bytes),
+        ("serve.read_timeout", serve.read_timeout, quantities.seconds),
+        ("serve.idle_timeout", serve.idle_timeout, quantities.seconds),
         ("serve.native_memory", serve.native_memory, quantities.size_bytes),
     ):
         try:
@@ -285,7 +315,11 @@ def _check(source: str, config: Config) -> None:
         ("agent.threads", agent.threads, 1, 1024),
         ("serve.port", serve.port, 0, 65535),
         ("serve.max_images", serve.max_images, 1, 1_000_000),
+        ("serve.max_connections", serve.max_connections, 1, 100_000),
+        ("serve.max_regions", serve.max_regions, 1, 100_000),
         ("serve.native_connections", serve.native_connections, 1, 1000),
+        ("serve.grpc_port", serve.grpc_port, 0, 65535),
+        ("serve.grpc_calls", serve.grpc_calls, 1, 1000),
     ):
         if number is not None and not low <= number <= high:
             raise InputError(f"{source}: {key} is {number}; give a whole number from {low} to {high}")

@@ -1,8 +1,8 @@
-"""Open Inference Protocol v2 as bytes: metadata, and requests and replies with JSON or binary tensors.
+"""Open Inference Protocol v2 as bytes: requests and replies with JSON or binary tensors.
 
 A body is a JSON document; with the binary extension, tensors follow it in order of appearance, little-endian and
-row-major, and ``Inference-Header-Content-Length`` says where the JSON ends. Shapes and sizes are checked against the
-bundle before anything is allocated. Knows nothing of HTTP frameworks, and of the agent only its answers.
+row-major, and ``Inference-Header-Content-Length`` says where the JSON ends. With shared memory, tensors lie in regions
+instead. Shapes and sizes are checked against the model before anything is allocated. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -14,145 +14,193 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from agent.model import INPUT, OUTPUT, ServedModel, Unsupported, Wishes, pack_bytes
+from agent.regions import Regions
 from agent.values import Answer
 from backends.base import Batch
-from subnets import InputSpec
-from subnets.errors import GearshiftError, InputError
+from subnets.errors import InputError
 
-INPUT, OUTPUT = "input", "logits"
-EXTENSIONS = ("binary_tensor_data",)
-HEADER = "inference-header-content-length"
+HEADER = "Inference-Header-Content-Length"
+_LITTLE = np.dtype("<f4")
 
-
-class Unsupported(GearshiftError):
-    """The request asks for a part of the protocol that is not offered."""
+Body = bytes | memoryview
 
 
-class InferRequest(msgspec.Struct, frozen=True, kw_only=True):
+class TooLarge(InputError):
+    """The body, or what it unpacks to, is larger than the server takes."""
+
+
+class Part(msgspec.Struct, frozen=True, gc=False):
+    """A part of a shared memory region."""
+
+    region: str
+    offset: int
+    byte_size: int
+
+
+class OutputWish(msgspec.Struct, frozen=True, gc=False):
+    """How a request wants its answer."""
+
+    binary: bool = False
+    classes: int = 0  # that many best classes instead of the logits; 0 = the logits
+    part: Part | None = None  # write it there
+
+
+_JSON, _BINARY = OutputWish(), OutputWish(binary=True)
+
+
+class InferRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A request, understood."""
 
     batch: Batch
     id: str | None
-    deadline_ms: float | None  # the protocol's own "timeout" parameter, microseconds there
-    binary_output: bool
+    wishes: Wishes
+    output: OutputWish
 
 
-def model_metadata(name: str, versions: list[str], spec: InputSpec, classes: int) -> dict[str, Any]:
-    """What a client needs to know of a model."""
-    return {
-        "name": name,
-        "versions": versions,
-        "platform": "gearshift",
-        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *spec.shape]}],
-        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, classes]}],
-    }
-
-
-def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
+def decompress(body: Body, encoding: str, max_bytes: int) -> Body:
     """The body of a request sent with Content-Encoding gzip or deflate.
 
     Raises:
         InputError: it is damaged.
-        OverflowError: it unpacks to more than ``max_bytes``.
+        TooLarge: it unpacks to more than ``max_bytes``.
         Unsupported: another encoding.
     """
+    encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
         return body
     if encoding not in ("gzip", "deflate"):
-        raise Unsupported(f"Content-Encoding '{encoding}' is not offered; send gzip, deflate or none")
+        raise Unsupported(f"Content-Encoding '{encoding[:40]}' is not offered; send gzip, deflate or none")
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16 if encoding == "gzip" else zlib.MAX_WBITS)
     try:
         plain = unpacker.decompress(body, max_bytes + 1)
     except zlib.error as error:
         raise InputError(f"the body is not {encoding}: {error}") from None
     if len(plain) > max_bytes:
-        raise OverflowError
-    if not unpacker.eof:
-        raise InputError(f"the {encoding} body ends too early")
+        raise TooLarge(f"the body unpacks to more than {max_bytes} bytes")
+    if not unpacker.eof or unpacker.unused_data:
+        raise InputError(f"the {encoding} body ends too early or too late")
     return plain
 
 
-def read_request(body: bytes, json_length: str | None, spec: InputSpec, max_images: int) -> InferRequest:
+def compress(body: bytes, encoding: str) -> bytes:
+    """A reply as gzip or deflate, as quickly as can be."""
+    window = zlib.MAX_WBITS | 16 if encoding == "gzip" else zlib.MAX_WBITS
+    packer = zlib.compressobj(1, zlib.DEFLATED, window)
+    return packer.compress(body) + packer.flush()
+
+
+def json_length(value: str, size: int) -> int:
+    """Where the JSON part of a body of ``size`` bytes ends, from the header's value.
+
+    Raises:
+        InputError: it is not a number of bytes within the body.
+    """
+    if not (value.isascii() and value.isdigit() and len(value) < 16 and int(value) <= size):
+        raise InputError(f"{HEADER} is '{value[:40]}', the body has {size} bytes")
+    return int(value)
+
+
+def read_request(
+    body: Body, head: int | None, pinned: str | None, model: ServedModel, regions: Regions, max_json_bytes: int
+) -> InferRequest:
     """Understands a request.
 
     Args:
-        body: the whole body.
-        json_length: the header's value; None = the body is all JSON.
-        spec: what the model takes.
-        max_images: largest batch.
+        body: the whole body, unpacked. A binary tensor stays where it lies in it.
+        head: length of the JSON part in bytes; None = the body is all JSON.
+        pinned: the subnet that the path names, or None.
+        model: what is asked.
+        regions: where tensors may lie.
+        max_json_bytes: what the JSON part may have: as Python objects it takes many times as much.
 
     Raises:
         InputError: anything in it is wrong.
-        Unsupported: it asks for shared memory, another data type or classification.
+        TooLarge: the JSON part is.
+        Unsupported: it asks for what is not offered.
     """
-    length = len(body)
-    if json_length is not None:
-        if not (
-            json_length.isascii() and json_length.isdigit() and len(json_length) < 16 and int(json_length) <= length
-        ):
-            raise InputError(f"{HEADER} is '{json_length[:40]}', the body has {length} bytes")
-        length = int(json_length)
-    document = _read_json(body[:length])
+    length = len(body) if head is None else head
+    if length > max_json_bytes:
+        raise TooLarge(f"the JSON part has {length} bytes, at most {max_json_bytes} are taken; send a binary tensor")
+    document = _read_json(body if head is None else body[:head])
     tensor = _only_input(document)
-    shape = _shape(tensor, spec, max_images)
+    shape = _shape(tensor, model)
     parameters = _dictionary(tensor, "parameters")
-    if "shared_memory_region" in parameters:
-        raise Unsupported("shared memory is not offered; send the tensor in the body")
     size = parameters.get("binary_data_size")
-    if size is not None:
-        batch = _binary(body[length:], size, shape)
-    elif len(body) > length:
-        raise InputError(f"{len(body) - length} bytes follow the JSON, no input has 'binary_data_size'")
+    part = _part(parameters, f"input '{INPUT}'")
+    follow = len(body) - length
+    if part is not None:
+        batch = _shared(part, shape, regions)
+        if follow:
+            raise InputError(f"{follow} bytes follow the JSON, though the input lies in shared memory")
+    elif size is not None:
+        batch = _binary(memoryview(body)[length:], size, shape)
+    elif follow:
+        raise InputError(f"{follow} bytes follow the JSON, no input has 'binary_data_size'")
     else:
         batch = _numbers(tensor.get("data"), shape)
     identifier = document.get("id")
     if identifier is not None and not isinstance(identifier, str):
         raise InputError("'id' must be a string")
-    timeout_us = _dictionary(document, "parameters").get("timeout")
-    if timeout_us is not None and (isinstance(timeout_us, bool) or not isinstance(timeout_us, int) or timeout_us < 0):
-        raise InputError(f"parameter 'timeout' is {timeout_us!r}; give whole microseconds")
-    return InferRequest(
-        batch=batch,
-        id=identifier,
-        deadline_ms=timeout_us / 1000 if timeout_us else None,
-        binary_output=_binary_output(document),
-    )
+    asked = _dictionary(document, "parameters")
+    output = _output(document, asked.get("binary_data_output") is True)
+    if output.part is not None:
+        regions.check(output.part.region, output.part.offset, output.part.byte_size)
+        needed = 0 if output.classes else 4 * shape[0] * model.agent.classes
+        _check_room(output.part, needed)
+    return InferRequest(batch=batch, id=identifier, wishes=model.wishes(asked, pinned), output=output)
 
 
 def write_reply(
-    request: InferRequest, answer: Answer, name: str, version: str, accuracy: float
+    request: InferRequest, answer: Answer, model: ServedModel, regions: Regions
 ) -> tuple[bytes, int | None]:
-    """The reply's body, and the length of its JSON part when a binary tensor follows."""
-    document: dict[str, Any] = {"model_name": name, "model_version": version}
+    """The reply's body, and the length of its JSON part when a binary tensor follows.
+
+    Raises:
+        InputError: the region that the answer belongs into has gone meanwhile.
+    """
+    document: dict[str, Any] = {"model_name": model.name, "model_version": model.version_of(answer.subnet)}
     if request.id is not None:
         document["id"] = request.id
-    document["parameters"] = {
-        "subnet": answer.subnet,
-        "expected_accuracy": accuracy,
-        "point": answer.point,
-        "reason": answer.reason,
-        "queue_ms": round(answer.queue_ms, 4),
-        "infer_ms": round(answer.infer_ms, 4),
-    }
-    logits = np.ascontiguousarray(answer.logits, dtype="<f4")
-    output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": list(logits.shape)}
+    document["parameters"] = model.reply_parameters(answer)
+    wish = request.output
+    output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": answer.logits.shape}
     document["outputs"] = [output]
-    if not request.binary_output:
-        output["data"] = logits.ravel().tolist()
+    strings: list[bytes] = []
+    if wish.classes:
+        strings, output["shape"] = model.classify(answer.logits, wish.classes)
+        output["datatype"] = "BYTES"
+    if not wish.binary and wish.part is None:
+        output["data"] = [s.decode() for s in strings] if wish.classes else answer.logits.ravel().tolist()
         return msgspec.json.encode(document), None
-    output["parameters"] = {"binary_data_size": logits.nbytes}
+    content = pack_bytes(strings) if wish.classes else answer.logits.astype(_LITTLE, copy=False).tobytes()
+    if wish.part is not None:
+        # Neither 'data' nor 'parameters' beside it: Triton's C++ client takes any 'parameters' for a binary tensor.
+        _check_room(wish.part, len(content))
+        regions.write(wish.part.region, wish.part.offset, content)
+        return msgspec.json.encode(document), None
+    output["parameters"] = {"binary_data_size": len(content)}
     head = msgspec.json.encode(document)
-    return head + logits.tobytes(), len(head)
+    return head + content, len(head)
 
 
-def _read_json(text: bytes) -> dict[str, Any]:
+def read_json(text: Body) -> Any:
+    """A JSON document, also with the literals NaN and Infinity, which some clients write.
+
+    Raises:
+        InputError: it is none.
+    """
     try:
-        document = msgspec.json.decode(text)
+        return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        try:  # the literals NaN and Infinity, which some clients write and only the standard library reads
-            document = json.loads(text)
+        try:  # only the standard library reads those literals
+            return json.loads(bytes(text))
         except (ValueError, RecursionError) as error:
             raise InputError(f"the body is not JSON: {error}") from None
+
+
+def _read_json(text: Body) -> dict[str, Any]:
+    document = read_json(text)
     if not isinstance(document, dict):
         raise InputError("the body must be a JSON object with 'inputs'")
     return document
@@ -173,32 +221,49 @@ def _only_input(document: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"the model takes exactly one input, '{INPUT}'")
     tensor: dict[str, Any] = inputs[0]
     if tensor.get("name") != INPUT:
-        raise InputError(f"unexpected inference input {tensor.get('name')!r}; the model takes '{INPUT}'")
+        raise InputError(f"unexpected inference input {_short(tensor.get('name'))}; the model takes '{INPUT}'")
     if tensor.get("datatype") != "FP32":
-        raise InputError(f"input '{INPUT}' has datatype {tensor.get('datatype')!r}; send FP32")
+        raise InputError(f"input '{INPUT}' has datatype {_short(tensor.get('datatype'))}; send FP32")
     return tensor
 
 
-def _shape(tensor: dict[str, Any], spec: InputSpec, max_images: int) -> tuple[int, ...]:
+def _shape(tensor: dict[str, Any], model: ServedModel) -> tuple[int, ...]:
     shape = tensor.get("shape")
     whole = isinstance(shape, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in shape)
-    if not isinstance(shape, list) or not whole or len(shape) != 4 or tuple(shape[1:]) != spec.shape or shape[0] < 1:
+    if not isinstance(shape, list) or not whole or len(shape) != 4 or tuple(shape[1:]) != model.shape or shape[0] < 1:
         raise InputError(
-            f"input '{INPUT}' has shape {str(shape)[:80]}; expected [N, {', '.join(map(str, spec.shape))}]"
+            f"input '{INPUT}' has shape {str(shape)[:80]}; expected [N, {', '.join(map(str, model.shape))}]"
         )
-    if shape[0] > max_images:
-        raise InputError(f"a batch of {shape[0]} images is too large; send at most {max_images} at a time")
+    if shape[0] > model.max_images:
+        raise InputError(
+            f"a batch of {_short(shape[0])} images is too large; send at most {model.max_images} at a time"
+        )
     return tuple(shape)
 
 
-def _binary(rest: bytes, size: object, shape: tuple[int, ...]) -> Batch:
-    expected = 4 * int(np.prod(shape))
+def _bytes(shape: tuple[int, ...]) -> int:
+    return 4 * shape[0] * shape[1] * shape[2] * shape[3]
+
+
+def _binary(rest: memoryview, size: object, shape: tuple[int, ...]) -> Batch:
+    expected = _bytes(shape)
     if isinstance(size, bool) or size != expected or len(rest) != expected:
         raise InputError(
             f"input '{INPUT}' of shape {list(shape)} needs {expected} bytes; "
-            f"'binary_data_size' is {str(size)[:40]} and {len(rest)} bytes follow the JSON"
+            f"'binary_data_size' is {_short(size)} and {len(rest)} bytes follow the JSON"
         )
-    return np.frombuffer(rest, "<f4").reshape(shape).astype(np.float32, copy=False)
+    return np.frombuffer(rest, _LITTLE).reshape(shape).astype(np.float32, copy=False)
+
+
+def _shared(part: Part, shape: tuple[int, ...], regions: Regions) -> Batch:
+    expected = _bytes(shape)
+    if part.byte_size != expected:
+        raise InputError(
+            f"input '{INPUT}' of shape {list(shape)} needs {expected} bytes; "
+            f"'shared_memory_byte_size' is {part.byte_size}"
+        )
+    content = regions.read(part.region, part.offset, expected)
+    return content.view(_LITTLE).reshape(shape).astype(np.float32, copy=False)
 
 
 def _numbers(data: object, shape: tuple[int, ...]) -> Batch:
@@ -220,21 +285,56 @@ def _numbers(data: object, shape: tuple[int, ...]) -> Batch:
         return values.astype(np.float32).reshape(shape)
 
 
-def _binary_output(document: dict[str, Any]) -> bool:
-    """Whether the logits are wanted as binary."""
-    binary = _dictionary(document, "parameters").get("binary_data_output") is True
+def _output(document: dict[str, Any], binary: bool) -> OutputWish:
+    """How the answer is wanted."""
     outputs = document.get("outputs")
     if not outputs:
-        return binary
-    if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
-        raise InputError("'outputs' must be a list of objects")
-    for output in outputs:
-        if output.get("name") != OUTPUT:
-            raise InputError(f"unexpected inference output {output.get('name')!r}; the model gives '{OUTPUT}'")
-        parameters = _dictionary(output, "parameters")
-        if parameters.get("classification"):
-            raise Unsupported("the classification extension is not offered; take the logits")
-        if "shared_memory_region" in parameters:
-            raise Unsupported("shared memory is not offered; take the tensor from the body")
-        binary = bool(parameters.get("binary_data", binary))
-    return binary
+        return _BINARY if binary else _JSON
+    if not isinstance(outputs, list) or len(outputs) != 1 or not isinstance(outputs[0], dict):
+        raise InputError(f"'outputs' must be a list of one object, the model gives '{OUTPUT}' alone")
+    output = outputs[0]
+    if output.get("name") != OUTPUT:
+        raise InputError(f"unexpected inference output {_short(output.get('name'))}; the model gives '{OUTPUT}'")
+    parameters = _dictionary(output, "parameters")
+    part = _part(parameters, f"output '{OUTPUT}'")
+    classes = parameters.get("classification", 0)
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
+        raise InputError(f"'classification' is {_short(classes)}; give how many classes are wanted")
+    return OutputWish(bool(parameters.get("binary_data", binary)), classes, part)
+
+
+def _part(parameters: dict[str, Any], whose: str) -> Part | None:
+    region = parameters.get("shared_memory_region")
+    if region is None:
+        return None
+    if not isinstance(region, str):
+        raise InputError(f"{whose}: 'shared_memory_region' must be a name")
+    return Part(
+        region,
+        whole(parameters, "shared_memory_offset", whose, 0),
+        whole(parameters, "shared_memory_byte_size", whose),
+    )
+
+
+def whole(owner: dict[str, Any], key: str, whose: str, default: int | None = None) -> int:
+    """A number of bytes out of a JSON object.
+
+    Raises:
+        InputError: it is missing, or none.
+    """
+    value = owner.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
+        raise InputError(f"{whose}: '{key}' is {_short(value)}; give a whole number of bytes")
+    return value
+
+
+def _check_room(part: Part, needed: int) -> None:
+    if part.byte_size < needed:
+        raise InputError(
+            f"shared memory size specified with the request for output '{OUTPUT}' ({part.byte_size} bytes) "
+            f"should be at least {needed} bytes to hold the results"
+        )
+
+
+def _short(value: object) -> str:
+    return repr(value)[:60]

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.model import NotFound, Unsupported
+from agent.model import NotFound, TooMany, Unsupported
 from subnets.errors import InputError
 
 FOLDER = Path("/dev/shm")
@@ -64,7 +64,8 @@ class Regions:
             byte_size: its length.
 
         Raises:
-            InputError: the name is taken, the key cannot be opened or holds fewer bytes, or a limit is reached.
+            InputError: the name is taken, or the key cannot be opened or holds fewer bytes.
+            TooMany: a limit is reached.
             Unsupported: shared memory is off.
         """
         if not self.enabled:
@@ -80,12 +81,12 @@ class Regions:
             if name in self._regions:
                 raise InputError(f"shared memory region '{name}' already in manager; unregister it first")
             if len(self._regions) >= self._max_regions:
-                raise InputError(f"{self._max_regions} shared memory regions are registered, no more are taken")
+                raise TooMany(f"{self._max_regions} shared memory regions are registered; unregister some first")
             taken = sum(region.byte_size for region, _ in self._regions.values())
             if taken + byte_size > self._max_bytes:
-                raise InputError(
-                    f"shared memory region '{name}' of {byte_size} bytes would make {taken + byte_size} bytes in all; "
-                    f"at most {self._max_bytes} are taken"
+                raise TooMany(
+                    f"shared memory region '{name}' of {byte_size} bytes would make {taken + byte_size} bytes in all, "
+                    f"at most {self._max_bytes} are taken; unregister some first"
                 )
             descriptor = self._open(name, key, offset + byte_size)
             self._regions[name] = (Region(name=name, key=key, offset=offset, byte_size=byte_size), descriptor)

@@ -1,28 +1,24 @@
-"""HTTP: Open Inference Protocol v2 under ``/v2``, our own control under ``/gearshift``.
+"""What HTTP answers beside inferences: Open Inference Protocol v2 under ``/v2``, our own control under ``/gearshift``.
 
 ::
 
     GET  /v2, /v2/health/live, /v2/health/ready
-    GET  /v2/models/{m}[/versions/{v}][/ready]
-    POST /v2/models/{m}[/versions/{v}]/infer       a version is a subnet by its place on the ladder, 1 = smallest
+    GET  /v2/models/{m}[/versions/{v}][/ready|/config|/stats], /v2/models/stats
+    POST /v2/models/{m}[/versions/{v}]/infer       in agent.http_inference; a version is a place on the ladder
+    POST /v2/repository/index, /v2/repository/models/{m}/load, .../unload
+    GET  /v2/systemsharedmemory[/region/{r}]/status
+    POST /v2/systemsharedmemory/region/{r}/register, /v2/systemsharedmemory[/region/{r}]/unregister
     GET  /gearshift/status, /gearshift/explain?last=N
     POST /gearshift/hold {"subnet", "for_s", "reason"}, /gearshift/release
 
-Every reply that is not 200 holds ``{"error": "..."}``. Serves this machine only: :func:`listen` refuses addresses that
-others can reach, requests whose Host is not this machine are refused (a web page elsewhere may have its name point
-here), and control needs a JSON content type, which a form on a web page cannot send.
+Every reply that is not 200 holds ``{"error": "..."}``. Control needs a JSON content type, which a form on a web page
+cannot send. Who may ask at all is looked at before: :mod:`agent.http_connection`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import ipaddress
-import os
-import socket
-import stat
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -30,30 +26,17 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from agent import protocol
-from agent.core import Agent
-from subnets.errors import Busy, GearshiftError, InputError
+from agent.http_replies import Reply, json_reply, refusal, refusal_of
+from agent.model import ServedModel, Unsupported
+from agent.regions import Regions
+from agent.statistics import ServingStatistics
+from subnets.errors import InputError
 
-Endpoint = Callable[[Request], Awaitable[Response]]
-_HOSTS = ("localhost", "ip6-localhost", "")
-_MAX_CONTROL_BYTES = 64 * 1024
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request may ask for."""
-
-    max_body_bytes: int = 64 * 2**20
-    max_images: int = 256
-
-
-class _Refused(Exception):
-    """A request that ends here, with a status and a sentence."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+_Endpoint = Callable[[Request], Awaitable[Any]]
+_EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "parameters", "statistics")
 
 
 class _Hold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,261 +45,216 @@ class _Hold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     reason: str = "no reason given"
 
 
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
+def _response(reply: Reply) -> Response:
+    response = Response(reply.body, reply.status)
+    response.raw_headers += reply.headers
+    return response
 
 
-def _error(status: int, message: str) -> Response:
-    return _json({"error": message}, status)
-
-
-def _guarded(endpoint: Endpoint) -> Endpoint:
-    """Turns every exception into JSON with the status that Triton's clients expect."""
+def _replying(endpoint: _Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    """Makes a response of what an endpoint returns (None = 200 without a body) or raises."""
 
     @functools.wraps(endpoint)
     async def wrapper(request: Request) -> Response:
         try:
-            if not _is_local(request.headers.get("host", "")):
-                raise _Refused(400, "the Host header names another machine; ask for localhost")
-            return await endpoint(request)
-        except _Refused as error:
-            return _error(error.status, str(error))
-        except Busy as error:
-            return _error(503, str(error))
-        except protocol.Unsupported as error:
-            return _error(501, str(error))
-        except InputError as error:
-            return _error(400, str(error))
-        except GearshiftError as error:
-            return _error(500, str(error))
+            value = await endpoint(request)
         except ClientDisconnect:
-            return _error(400, "the client has gone")
-        except Exception as error:  # ours; the client still gets JSON
-            return _error(500, f"internal error: {type(error).__name__}: {error}")
+            return Response(status_code=400)  # nobody reads it
+        except Exception as error:  # also a mistake of ours: the client still gets JSON
+            return _response(refusal_of(error))
+        return Response() if value is None else _response(json_reply(value))
 
     return wrapper
 
 
-def _is_local(host: str) -> bool:
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    name = name.strip("[]").lower()
-    if name in _HOSTS:
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-async def _body(request: Request, max_bytes: int) -> bytes:
-    """The body, no more than allowed; checked while it arrives, since a length may be missing or a lie."""
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdigit() or int(declared) > max_bytes:
-        raise _Refused(413, f"the body has {declared} bytes, at most {max_bytes} are taken")
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > max_bytes:
-            raise _Refused(413, f"the body has more than {max_bytes} bytes")
-        parts.append(part)
-    return b"".join(parts)
-
-
 class _Routes:
-    """The endpoints, for one agent."""
+    """The endpoints, for one model."""
 
-    def __init__(self, agent: Agent, limits: Limits, version: str) -> None:
-        self.agent, self.limits, self.version = agent, limits, version
-        self.names = agent.bundle.ladder.names
-        self.usable = tuple(name for name in self.names if any(row.subnet == name for row in agent.table.rows))
-        self.accuracy = {row.point: row.accuracy for row in agent.table.rows}
+    def __init__(self, model: ServedModel, regions: Regions, statistics: ServingStatistics) -> None:
+        self.model, self.regions, self.statistics = model, regions, statistics
 
     def routes(self) -> list[Route]:
-        model = "/v2/models/{model}"
-        versioned = model + "/versions/{version}"
-        gets: list[tuple[str, Endpoint]] = [
+        gets: list[tuple[str, _Endpoint]] = [
             ("/v2", self.server),
             ("/v2/", self.server),
             ("/v2/health/live", self.live),
             ("/v2/health/ready", self.ready),
+            ("/v2/models/stats", self.stats),
             ("/gearshift/status", self.status),
             ("/gearshift/explain", self.explain),
         ]
-        posts: list[tuple[str, Endpoint]] = [("/gearshift/hold", self.hold), ("/gearshift/release", self.release)]
-        for path in (model, versioned):
-            gets += [(path, self.metadata), (f"{path}/ready", self.model_ready)]
-            posts.append((f"{path}/infer", self.infer))
+        posts: list[tuple[str, _Endpoint]] = [
+            ("/v2/repository/index", self.index),
+            ("/v2/repository/models/{model}/load", self.load),
+            ("/v2/repository/models/{model}/unload", self.unload),
+            ("/gearshift/hold", self.hold),
+            ("/gearshift/release", self.release),
+        ]
+        for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+            gets += [
+                (path, self.metadata),
+                (f"{path}/ready", self.model_ready),
+                (f"{path}/config", self.config),
+                (f"{path}/stats", self.stats),
+            ]
+        for kind, status, register, unregister in (
+            ("system", self.regions_status, self.region_register, self.region_unregister),
+            ("cuda", self.cuda_status, self.cuda_register, self.live),
+        ):
+            base = f"/v2/{kind}sharedmemory"
+            gets += [(f"{base}/status", status), (f"{base}/region/{{region}}/status", status)]
+            posts += [(f"{base}/unregister", unregister), (f"{base}/region/{{region}}/unregister", unregister)]
+            posts.append((f"{base}/region/{{region}}/register", register))
         return [
-            Route(path, _guarded(endpoint), methods=[method])
+            Route(path, _replying(endpoint), methods=[method])
             for method, pairs in (("GET", gets), ("POST", posts))
             for path, endpoint in pairs
         ]
 
     def subnet(self, request: Request) -> str | None:
         """The subnet a path pins, None for the unversioned model."""
-        model, version = request.path_params["model"], request.path_params.get("version")
-        if model != self.agent.bundle.name:
-            raise _Refused(
-                404, f"Request for unknown model: '{model}' is not found; this is '{self.agent.bundle.name}'"
-            )
-        if version is None:
-            return None
-        place = int(version) if version.isascii() and version.isdigit() and len(version) < 6 else 0
-        if not 1 <= place <= len(self.names) or self.names[place - 1] not in self.usable:
-            have = ", ".join(self.place(name) for name in self.usable)
-            raise _Refused(404, f"Request for unknown model: '{model}' has no version {version[:20]}; it has {have}")
-        return self.names[place - 1]
+        return self.model.subnet_of(request.path_params["model"], request.path_params.get("version"))
 
-    def place(self, subnet: str) -> str:
-        """A subnet's version."""
-        return str(self.names.index(subnet) + 1)
+    # -- the protocol
 
-    async def server(self, request: Request) -> Response:
-        return _json({"name": "gearshift", "version": self.version, "extensions": protocol.EXTENSIONS})
+    async def server(self, request: Request) -> Any:
+        extensions = list(_EXTENSIONS)
+        if self.regions.enabled:
+            extensions.append("system_shared_memory")
+        if self.model.model_control:
+            extensions.append("model_repository")
+        return {"name": self.model.server_name, "version": self.model.version, "extensions": extensions}
 
-    async def live(self, request: Request) -> Response:
-        return Response()
+    async def live(self, request: Request) -> None:
+        return None
 
-    async def ready(self, request: Request) -> Response:
-        return Response() if self.agent.ready else _error(400, f"the agent is {self.agent.status().state}")
+    async def ready(self, request: Request) -> None:
+        if not self.model.ready:
+            raise InputError(f"not ready: the agent is {self.model.agent.status().state}")
 
-    async def model_ready(self, request: Request) -> Response:
+    async def model_ready(self, request: Request) -> None:
         self.subnet(request)
-        return await self.ready(request)
+        await self.ready(request)
 
-    async def metadata(self, request: Request) -> Response:
+    async def metadata(self, request: Request) -> Any:
         self.subnet(request)
-        versions = [self.place(name) for name in self.usable]
-        bundle = self.agent.bundle
-        return _json(protocol.model_metadata(bundle.name, versions, bundle.input, self.agent.classes))
+        return self.model.metadata()
 
-    async def infer(self, request: Request) -> Response:
-        subnet = self.subnet(request)
-        limit = self.limits.max_body_bytes
-        try:
-            encoding = request.headers.get("content-encoding", "").strip().lower()
-            body = protocol.decompress(await _body(request, limit), encoding, limit)
-        except OverflowError:
-            raise _Refused(413, f"the body unpacks to more than {limit} bytes") from None
-        json_length = request.headers.get(protocol.HEADER)
-        asked = protocol.read_request(body, json_length, self.agent.bundle.input, self.limits.max_images)
-        answer = await asyncio.wrap_future(self.agent.submit(asked.batch, deadline_ms=asked.deadline_ms, subnet=subnet))
-        version = self.place(answer.subnet)
-        accuracy = self.accuracy[answer.point]
-        content, json_part = protocol.write_reply(asked, answer, self.agent.bundle.name, version, accuracy)
-        if json_part is None:
-            return Response(content, media_type="application/json")
-        headers = {protocol.HEADER: str(json_part)}
-        return Response(content, headers=headers, media_type="application/octet-stream")
+    async def config(self, request: Request) -> Any:
+        self.subnet(request)
+        return self.model.config()
 
-    async def status(self, request: Request) -> Response:
-        return _json(self.agent.status())
+    async def stats(self, request: Request) -> Any:
+        subnet = self.subnet(request) if "model" in request.path_params else None
+        return self.statistics.report(None if subnet is None else self.model.version_of(subnet))
 
-    async def explain(self, request: Request) -> Response:
+    async def index(self, request: Request) -> Any:
+        asked = await _object(request)
+        return self.model.index(ready_only=asked.get("ready") is True)
+
+    async def load(self, request: Request) -> None:
+        self.model.load(request.path_params["model"], _parameters(await _object(request)))
+
+    async def unload(self, request: Request) -> None:
+        await _object(request)
+        self.model.unload(request.path_params["model"])
+
+    async def regions_status(self, request: Request) -> Any:
+        return self.regions.status(request.path_params.get("region"))
+
+    async def region_register(self, request: Request) -> None:
+        name, asked = request.path_params["region"], await _object(request)
+        whose = f"shared memory region '{name[:80]}'"
+        key = asked.get("key")
+        if not isinstance(key, str):
+            raise InputError(f"{whose}: 'key' must be the name of a shared memory object")
+        offset = protocol.whole(asked, "offset", whose, 0)
+        self.regions.register(name, key, offset, protocol.whole(asked, "byte_size", whose))
+
+    async def region_unregister(self, request: Request) -> None:
+        self.regions.unregister(request.path_params.get("region"))
+
+    async def cuda_status(self, request: Request) -> Any:
+        return []  # there are none, and perf_analyzer asks all the same
+
+    async def cuda_register(self, request: Request) -> None:
+        raise Unsupported("CUDA shared memory is not offered; use system shared memory, or send the tensor itself")
+
+    # -- our own
+
+    async def status(self, request: Request) -> Any:
+        return self.model.agent.status()
+
+    async def explain(self, request: Request) -> Any:
         last = request.query_params.get("last", "1")
         if not (last.isascii() and last.isdigit() and len(last) < 7):
             raise InputError(f"last is '{last[:20]}'; give a whole number")
-        return _json(self.agent.explain(int(last)))
+        return self.model.agent.explain(int(last))
 
-    async def hold(self, request: Request) -> Response:
+    async def hold(self, request: Request) -> Any:
         try:
             asked = msgspec.json.decode(await self._control_body(request), type=_Hold)
         except msgspec.DecodeError as error:
             raise InputError(f"hold takes {{subnet, for_s, reason}}: {error}") from None
-        return _json(self.agent.hold(asked.subnet, asked.for_s, asked.reason))
+        return self.model.agent.hold(asked.subnet, asked.for_s, asked.reason)
 
-    async def release(self, request: Request) -> Response:
+    async def release(self, request: Request) -> Any:
         await self._control_body(request)
-        self.agent.release()
-        return _json({})
+        self.model.agent.release()
+        return {}
 
     async def _control_body(self, request: Request) -> bytes:
         if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
-            raise _Refused(400, "control needs Content-Type: application/json")
-        return await _body(request, _MAX_CONTROL_BYTES)
+            raise InputError("control needs Content-Type: application/json")
+        return await request.body()
 
 
-def create_app(agent: Agent, limits: Limits | None = None, *, version: str = "") -> Starlette:
-    """The ASGI application for a started agent.
+async def _object(request: Request) -> dict[str, Any]:
+    """The body as a JSON object; none is an empty one.
+
+    Raises:
+        InputError: it is something else.
+    """
+    body = await request.body()
+    document = protocol.read_json(body) if body.strip() else {}
+    if not isinstance(document, dict):
+        raise InputError("the body must be a JSON object")
+    return document
+
+
+def _parameters(document: dict[str, Any]) -> dict[str, Any]:
+    found = document.get("parameters") or {}
+    if not isinstance(found, dict):
+        raise InputError("'parameters' must be an object")
+    return found
+
+
+def create_app(
+    model: ServedModel,
+    regions: Regions | None = None,
+    statistics: ServingStatistics | None = None,
+    *,
+    routes: Sequence[BaseRoute] = (),
+) -> Starlette:
+    """The ASGI application beside the inferences.
 
     Args:
-        agent: answers.
-        limits: None = the defaults.
-        version: told by ``GET /v2``.
+        model: what is told of.
+        regions: None = shared memory is off.
+        statistics: what is told of; None = nothing was counted.
+        routes: more of them, e.g. ``/metrics``.
     """
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _error(error.status_code, f"{error.detail}: {request.method} {request.url.path[:200]}")
+        return _response(refusal(error.status_code, f"{error.detail}: {request.method} {request.url.path[:200]}"))
 
-    routes = _Routes(agent, limits or Limits(), version).routes()
-    app = Starlette(routes=routes, exception_handlers={HTTPException: http_error})
+    async def mistake(request: Request, error: Exception) -> Response:
+        return _response(refusal_of(error))  # and raised again by Starlette, so that it is logged
+
+    regions = regions or Regions(enabled=False)
+    statistics = statistics or ServingStatistics(model.name, model.versions)
+    own = _Routes(model, regions, statistics).routes()
+    app = Starlette(routes=[*own, *routes], exception_handlers={HTTPException: http_error, Exception: mistake})
     app.router.redirect_slashes = False
     return app
-
-
-def listen(host: str | None, port: int, unix_path: Path | None) -> list[socket.socket]:
-    """Sockets that listen: TCP on a loopback address, a Unix socket, or both.
-
-    Raises:
-        InputError: the address can be reached from other machines, or is taken.
-    """
-    sockets: list[socket.socket] = []
-    try:
-        if host is not None:
-            sockets.append(_listen_tcp(host, port))
-        if unix_path is not None:
-            sockets.append(_listen_unix(unix_path))
-    except BaseException:
-        for opened in sockets:
-            opened.close()
-        raise
-    return sockets
-
-
-def _listen_tcp(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"host '{host}' is not an address of this machine ({error}); give 127.0.0.1") from None
-    if not ipaddress.ip_address(address[0]).is_loopback:
-        raise InputError(
-            f"host '{host}' can be reached from other machines, and this server has no access control; "
-            "give 127.0.0.1, or a Unix socket with --socket"
-        )
-    # The protocol named, or asyncio does not recognise TCP and leaves Nagle's algorithm on: 40 ms on every answer.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise InputError(f"port {port} on {host} cannot be used ({error.strerror}); give another with --port") from None
-    listener.listen(128)
-    return listener
-
-
-def _listen_unix(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path.exists():
-            if not stat.S_ISSOCK(path.stat().st_mode):
-                raise InputError(f"{path}: exists and is not a socket; give another place for --socket")
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(str(path)) == 0:
-                    raise InputError(f"{path}: another process listens there; give another place for --socket")
-            path.unlink()  # left behind by a process that was killed
-        path.parent.mkdir(parents=True, exist_ok=True)
-        before = os.umask(0o117)  # owner and group only, from the first moment
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(before)
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise InputError(f"{path}: cannot listen there ({error}); give another place for --socket") from None
-    except BaseException:
-        listener.close()
-        raise
-    return listener

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -36,6 +36,9 @@ from policies import registry as policy_registry
 from policies.base import Goals, Policy
 from subnets import Bundle
 from subnets.errors import GearshiftError, InputError, MismatchError, UnavailableError
+
+if TYPE_CHECKING:
+    from agent.front_doors import FrontDoors
 
 DRAIN_S = 20.0
 Tell = Callable[[str, dict[str, Any]], None]
@@ -103,6 +106,9 @@ def assemble(config: Config, *, force: bool = False, tell: Tell = lambda name, d
         control_period_s=quantities.seconds(config.agent.control_period),
         memory_budget_bytes=None if budget is None else quantities.size_bytes(budget),
         queue_limit=config.agent.queue_limit,
+        admission=config.agent.admission,
+        drop_late=config.agent.drop_late,
+        touch=config.agent.touch,
         points=[row.point for row in rows],
         dry_run=config.agent.dry_run,
         version=version(),
@@ -180,9 +186,6 @@ class Service:
         Raises:
             InputError, UnavailableError, EngineError: it could not start.
         """
-        serve = self._config.serve
-        if not serve.host and not serve.socket:
-            raise InputError("nowhere to listen: serve.host and serve.socket are both empty; give one")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
         with Instance() as instance:
@@ -191,49 +194,31 @@ class Service:
             self._serve(agent, instance)
 
     def _serve(self, agent: Agent, instance: Instance) -> None:
-        import uvicorn
+        from agent.front_doors import FrontDoors
+        from agent.metrics import Metrics
+        from agent.ui import Ui
+        from agent.view import Viewer
 
-        from agent.model import ServedModel
-        from agent.native import NativeServer
-        from agent.native_requests import NativeLimits
-        from agent.server import Limits, create_app, listen
-
-        serve = self._config.serve
-        unix_path = Path(serve.socket).absolute() if serve.socket else None
-        sockets = listen(serve.host or None, serve.port, unix_path)
-        native = None
+        viewer = Viewer(agent, version())
+        ui = Ui(viewer)
+        doors = FrontDoors(
+            agent,
+            self._config.serve,
+            version=version(),
+            private_path=instance.folder / "http.sock",
+            routes=[*ui.routes(), *Metrics(viewer).routes()],
+        )
         try:
-            if serve.native:
-                native = NativeServer(
-                    ServedModel(agent, version(), max_images=serve.max_images),
-                    Path(serve.native),
-                    NativeLimits(
-                        connections=serve.native_connections, memory_bytes=quantities.size_bytes(serve.native_memory)
-                    ),
-                )
             with agent:
-                limits = Limits(max_body_bytes=quantities.size_bytes(serve.max_body), max_images=serve.max_images)
-                settings = uvicorn.Config(
-                    create_app(agent, limits, version=version()),
-                    log_config=None,
-                    access_log=False,
-                    lifespan="off",
-                    ws="none",
-                    server_header=False,
-                    timeout_graceful_shutdown=int(DRAIN_S),
-                )
-                server = uvicorn.Server(settings)
-                thread = threading.Thread(target=server.run, args=(sockets,), name="gearshift-http")
-                thread.start()
-                if native is not None:
-                    native.start()
-                host, port = sockets[0].getsockname()[:2] if serve.host else ("", 0)
+                doors.start()
                 running = RunningAgent(
                     pid=os.getpid(),
-                    host=host,
-                    port=port,
-                    socket=str(unix_path or ""),
-                    native=str(native.path) if native is not None else "",
+                    host=doors.http.host,
+                    port=doors.http.port,
+                    socket=str(doors.unix_path or ""),
+                    native=doors.native_path,
+                    grpc_port=doors.grpc_port,
+                    grpc_socket=doors.grpc_path,
                     bundle=agent.bundle.name,
                     started_unix_s=time.time(),
                 )
@@ -245,25 +230,18 @@ class Service:
                 if self._config.agent.dry_run:
                     self._tell("dry_run", {"point": agent.status().point})
                 try:
-                    self._wait(agent, thread)
+                    self._wait(agent, doors)
                 finally:
                     notify("STOPPING=1")
                     self._tell("stopping", {})
-                    server.should_exit = True
-                    if native is not None:
-                        native.stop(DRAIN_S)
-                    thread.join()
+                    ui.close()
+                    doors.stop(DRAIN_S)
         finally:
-            if native is not None:
-                native.stop()
-            for opened in sockets:
-                opened.close()
-            if unix_path is not None:
-                unix_path.unlink(missing_ok=True)
+            doors.stop(0)
         self._tell("stopped", msgspec.to_builtins(agent.status().counters))
 
-    def _wait(self, agent: Agent, server: threading.Thread) -> None:
-        while server.is_alive():
+    def _wait(self, agent: Agent, doors: FrontDoors) -> None:
+        while doors.alive:
             self._wake.wait(1.0)
             self._wake.clear()
             while self._signals:

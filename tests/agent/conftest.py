@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import socket
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from agent import Agent
+from agent.control_client import UnixConnection
 from backends.base import Artifact, Availability, Backend, CompileRequest, Engine
 from calibration.table import Host, Protocol, Row, Table
 from policies.base import Decision, Goals, Policy
@@ -54,6 +58,8 @@ class FakeEngine(Engine):
                 raise InputError("the batch holds values that are not finite")
             if batch.any():  # blank ones are the agent's own probes
                 self.backend.sizes.append(len(batch))
+            else:
+                self.backend.blanks.append(subnet)
             if subnet in self.backend.broken:
                 raise EngineError(f"{subnet} is broken")
             if subnet in self.backend.broken_once and batch.any():
@@ -91,6 +97,7 @@ class FakeBackend(Backend):
         self.loaded: list[str] = []
         self.closed: list[str] = []
         self.sizes: list[int] = []
+        self.blanks: list[str] = []
         self.reentered = self.asked_closed = 0
         self.blocking: threading.Event | None = None
         self.entered = threading.Event()
@@ -216,6 +223,67 @@ def make_table(bundle, batch_sizes=(1, 4), memory_bytes=None, ladder=LADDER, bac
     )
 
 
+class Http:
+    """An HTTP server on a Unix socket and on a port, and a client that reads what it replies."""
+
+    def __init__(self, agent: Agent, folder: Path, **changes) -> None:
+        from agent.http_inference import Limits
+        from agent.http_server import HttpServer
+        from agent.model import ServedModel
+
+        self.path = folder / "http.sock"
+        limits = {name: changes.pop(name) for name in tuple(changes) if name in Limits.__struct_fields__}
+        control = changes.pop("model_control", True)
+        self.model = ServedModel(agent, "1.2.3", max_images=8, model_control=control)
+        self.server = HttpServer(
+            self.model, host="127.0.0.1", unix_path=self.path, limits=Limits(**limits), **changes
+        ).start()
+
+    def stop(self) -> None:
+        self.server.stop(5)
+
+    def connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(20)
+        connection.connect(str(self.path))
+        return connection
+
+    def ask(self, method, path, body=None, headers=None) -> Reply:
+        connection = UnixConnection(self.path, timeout=20)
+        try:
+            connection.request(method, path, body, headers or {})
+            reply = connection.getresponse()
+            return Reply(reply.status, {n.lower(): v for n, v in reply.getheaders()}, reply.read())
+        finally:
+            connection.close()
+
+    def get(self, path, headers=None) -> Reply:
+        return self.ask("GET", path, None, headers)
+
+    def post(self, path, body=b"", headers=None) -> Reply:
+        if isinstance(body, dict):
+            body, headers = json.dumps(body).encode(), {"Content-Type": "application/json", **(headers or {})}
+        return self.ask("POST", path, body, headers)
+
+
+class Reply(NamedTuple):
+    """Status, headers by lower-case name, body."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self):
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        content = self.json()
+        assert set(content) == {"error"}
+        assert "Traceback" not in content["error"]
+        return content["error"]
+
+
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory):
     """A bundle on disk with four nested subnets of a one-layer network."""
@@ -319,7 +387,7 @@ def make_grpc(tmp_path):
     def make(agent, *, authorised=None, regions=None, model_control=True, **limits):
         model = ServedModel(agent, "1.2.3", max_images=8, model_control=model_control)
         statistics = ServingStatistics(model.name, model.versions)
-        calls = Calls(model, statistics, regions or Regions(enabled=True), ("one", "two"))
+        calls = Calls(model, statistics, regions or Regions(enabled=True))
         server = GrpcServer(calls, GrpcLimits(**limits), authorised=authorised)
         path = tmp_path / f"grpc{len(made)}.sock"
         server.listen_unix(path)
@@ -354,6 +422,20 @@ def make_native(tmp_path):
 
 
 @pytest.fixture
+def make_http(tmp_path):
+    """Makes started HTTP servers and stops them."""
+    made = []
+
+    def make(agent, **changes) -> Http:
+        made.append(Http(agent, tmp_path, **changes))
+        return made[-1]
+
+    yield make
+    for http in made:
+        http.stop()
+
+
+@pytest.fixture
 def images():
     """Five different images, none blank."""
     return np.random.Generator(np.random.PCG64(7)).uniform(0.5, 1.5, (5, *SHAPE)).astype(np.float32)
@@ -370,5 +452,5 @@ def helpers():
         root = Path(__file__).parents[2]
 
     Helpers.Scripted, Helpers.Readings, Helpers.Clock, Helpers.FakeBackend = Scripted, Readings, Clock, FakeBackend
-    Helpers.LADDER, Helpers.LATENCY_MS = LADDER, LATENCY_MS
+    Helpers.LADDER, Helpers.LATENCY_MS, Helpers.Http = LADDER, LATENCY_MS, Http
     return Helpers

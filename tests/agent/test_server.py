@@ -1,340 +1,264 @@
-"""Open Inference Protocol v2 and control, in-process and over real sockets."""
+"""HTTP beside the inferences: descriptions, health, statistics, repository, shared memory, control; real sockets."""
 
-import asyncio
-import gzip
-import http.client
 import json
-import socket
-import threading
-import zlib
 
-import httpx
 import numpy as np
 import pytest
-import uvicorn
 
-from agent.client import UnixConnection
-from agent.server import Limits, create_app, listen
-from subnets.errors import InputError
+from agent.regions import Regions
+from policies.base import Goals
 
 
-@pytest.fixture
-def agent(make_agent):
-    return make_agent(queue_limit=2)
+@pytest.fixture(scope="module")
+def agent(bundle, helpers):
+    from agent import Agent
 
-
-class Client:
-    """Asks an application in-process, without a socket."""
-
-    def __init__(self, app) -> None:
-        self.app = app
-
-    def request(self, method: str, path: str, **more) -> httpx.Response:
-        async def once() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as client:
-                return await client.request(method, path, **more)
-
-        return asyncio.run(once())
-
-    def get(self, path: str, **more) -> httpx.Response:
-        return self.request("GET", path, **more)
-
-    def post(self, path: str, **more) -> httpx.Response:
-        return self.request("POST", path, **more)
-
-
-@pytest.fixture
-def client(agent):
-    return Client(create_app(agent, Limits(max_body_bytes=20_000, max_images=8), version="1.2.3"))
-
-
-def ask(batch, data="flat", **more) -> dict:
-    values = batch.ravel().tolist() if data == "flat" else batch.tolist()
-    return {"inputs": [{"name": "input", "shape": list(batch.shape), "datatype": "FP32", "data": values}], **more}
-
-
-def binary(batch, **more) -> tuple[bytes, dict[str, str]]:
-    tensor = {"name": "input", "shape": list(batch.shape), "datatype": "FP32"}
-    tensor["parameters"] = {"binary_data_size": batch.nbytes}
-    head = json.dumps({"inputs": [tensor], **more}).encode()
-    return head + batch.astype("<f4").tobytes(), {"Inference-Header-Content-Length": str(len(head))}
-
-
-def test_server_and_model_describe_themselves(client):
-    assert client.get("/v2").json() == {"name": "gearshift", "version": "1.2.3", "extensions": ["binary_tensor_data"]}
-    assert client.get("/v2/").status_code == 200
-    for path in ("/v2/models/tiny", "/v2/models/tiny/versions/2"):
-        described = client.get(path).json()
-        assert described["name"] == "tiny" and described["versions"] == ["1", "2", "3", "4"]
-        assert described["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 1, 4, 4]}]
-        assert described["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 3]}]
-    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/tiny/ready", "/v2/models/tiny/versions/4/ready"):
-        reply = client.get(path)
-        assert (reply.status_code, reply.content) == (200, b"")
-
-
-@pytest.mark.parametrize("data", ["flat", "nested"])
-def test_json_round_trip_gives_the_engines_logits_exactly(client, images, helpers, data):
-    reply = client.post("/v2/models/tiny/infer", json=ask(images, data, id="42")).json()
-    assert (reply["id"], reply["model_name"], reply["model_version"]) == ("42", "tiny", "4")
-    (output,) = reply["outputs"]
-    assert (output["name"], output["datatype"], output["shape"]) == ("logits", "FP32", [5, 3])
-    assert "parameters" not in output
-    np.testing.assert_array_equal(np.float32(output["data"]).reshape(5, 3), helpers.expected("s100", images))
-    parameters = reply["parameters"]
-    assert (parameters["subnet"], parameters["expected_accuracy"]) == ("s100", 0.95)
-    assert parameters["point"] == helpers.point("s100") and "script" in parameters["reason"]
-    assert parameters["queue_ms"] >= 0 and parameters["infer_ms"] > 0
-
-
-@pytest.mark.parametrize("where", ["request", "output"])
-def test_binary_round_trip(client, images, helpers, where):
-    outputs = [{"name": "logits", "parameters": {"binary_data": True}}]
-    more = {"parameters": {"binary_data_output": True}} if where == "request" else {"outputs": outputs}
-    body, headers = binary(images, **more)
-    reply = client.post("/v2/models/tiny/infer", content=body, headers=headers)
-    cut = int(reply.headers["Inference-Header-Content-Length"])
-    (output,) = json.loads(reply.content[:cut])["outputs"]
-    assert output["parameters"] == {"binary_data_size": 60} and "data" not in output
-    logits = np.frombuffer(reply.content[cut:], "<f4").reshape(output["shape"])
-    np.testing.assert_array_equal(logits, helpers.expected("s100", images))
-
-
-def test_json_may_carry_the_length_header_and_binary_input_may_get_a_json_reply(client, images):
-    body = json.dumps(ask(images)).encode()
-    headers = {"Inference-Header-Content-Length": str(len(body))}
-    assert client.post("/v2/models/tiny/infer", content=body, headers=headers).status_code == 200
-    body, headers = binary(images, outputs=[{"name": "logits", "parameters": {"binary_data": False}}])
-    reply = client.post("/v2/models/tiny/infer", content=body, headers=headers)
-    assert "data" in reply.json()["outputs"][0]
-
-
-@pytest.mark.parametrize(("place", "subnet"), [(1, "s25"), (2, "s50"), (3, "s75"), (4, "s100")])
-def test_a_version_pins_the_subnet(client, images, helpers, place, subnet):
-    reply = client.post(f"/v2/models/tiny/versions/{place}/infer", json=ask(images)).json()
-    assert (reply["model_version"], reply["parameters"]["subnet"]) == (str(place), subnet)
-    np.testing.assert_array_equal(
-        np.float32(reply["outputs"][0]["data"]).reshape(5, 3), helpers.expected(subnet, images)
+    agent = Agent(
+        bundle,
+        helpers.make_table(bundle),
+        backends={"fake": helpers.FakeBackend()},
+        policy=helpers.Scripted(helpers.point("s100")),
+        goals=Goals(),
+        sensors=None,
+        control_period_s=3600.0,
     )
+    with agent:
+        yield agent
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_compressed_requests_are_read(client, images, encoding):
-    body = json.dumps(ask(images)).encode()
-    packed = gzip.compress(body) if encoding == "gzip" else zlib.compress(body)
-    headers = {"Content-Encoding": encoding}
-    assert client.post("/v2/models/tiny/infer", content=packed, headers=headers).status_code == 200
-    assert client.post("/v2/models/tiny/infer", content=packed[:-9], headers=headers).status_code == 400
-    assert client.post("/v2/models/tiny/infer", content=b"junk", headers=headers).status_code == 400
-    assert client.post("/v2/models/tiny/infer", content=body, headers={"Content-Encoding": "br"}).status_code == 501
+@pytest.fixture(scope="module")
+def http(agent, helpers, tmp_path_factory):
+    http = helpers.Http(agent, tmp_path_factory.mktemp("http"))
+    yield http
+    http.stop()
+
+
+def ask(batch, **more) -> dict:
+    tensor = {"name": "input", "shape": list(batch.shape), "datatype": "FP32", "data": batch.ravel().tolist()}
+    return {"inputs": [tensor], **more}
 
 
 ONE = np.ones((1, 1, 4, 4), np.float32)
 
 
-def altered(**tensor) -> bytes:
-    request = ask(ONE)
-    request["inputs"][0].update(tensor)
-    return json.dumps(request).encode()
+def test_the_server_describes_itself_and_names_only_what_it_honours(http, agent, make_http):
+    common = {"binary_tensor_data", "classification", "model_configuration", "parameters", "statistics"}
+    told = http.get("/v2").json()
+    assert (told["name"], told["version"]) == ("gearshift", "1.2.3")
+    assert set(told["extensions"]) == common | {"model_repository"}
+    assert http.get("/v2/").json() == told
+    other = make_http(agent, model_control=False, regions=Regions(enabled=True))
+    assert set(other.get("/v2").json()["extensions"]) == common | {"system_shared_memory"}
+
+
+@pytest.mark.parametrize("path", ["/v2/models/tiny", "/v2/models/tiny/versions/2", "/v2/models/t%69ny"])
+def test_the_model_describes_itself(http, path):
+    described = http.get(path).json()
+    assert described["name"] == "tiny" and described["versions"] == ["1", "2", "3", "4"]
+    assert described["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 1, 4, 4]}]
+    assert described["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 3]}]
+    config = http.get(f"{path}/config").json()
+    assert (config["name"], config["max_batch_size"]) == ("tiny", 8)
+    assert config["input"] == [{"name": "input", "data_type": "TYPE_FP32", "format": "FORMAT_NCHW", "dims": [1, 4, 4]}]
+    assert config["output"] == [{"name": "logits", "data_type": "TYPE_FP32", "dims": [3]}]
+    assert config["parameters"]["subnet.2"] == {"string_value": "s50"}
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        (b"", "not JSON"),
-        (b"{", "not JSON"),
-        (b"[]", "object"),
-        (b"[" * 100_00, "not JSON"),
-        (b"{}", "exactly one input"),
-        (b'{"inputs": [1]}', "exactly one input"),
-        (altered(name="other"), "'other'"),
-        (altered(datatype="INT8"), "INT8"),
-        (altered(shape=[1, 1, 4, 5]), "shape"),
-        (altered(shape=[0, 1, 4, 4]), "shape"),
-        (altered(shape=[True, 1, 4, 4]), "shape"),
-        (altered(shape=[1, 16]), "shape"),
-        (altered(shape=[9, 1, 4, 4]), "at most 8"),
-        (altered(shape=[10**12, 1, 4, 4]), "at most 8"),
-        (altered(shape="1"), "shape"),
-        (altered(data=[1.0]), "16"),
-        (altered(data=["1"] * 16), "numbers only"),
-        (altered(data=[None] * 16), "numbers only"),
-        (altered(data=[10**40] * 16), "numbers only"),
-        (altered(data=[[1.0], [1.0, 2.0]]), "ragged"),
-        (altered(data=None), "neither"),
-        (altered(data=[1e39] * 16), "not finite"),
-        (altered(data=[float("nan")] * 16), "not finite"),
-        (altered(parameters={"binary_data_size": 64}), "0 bytes follow"),
-        (altered(parameters=[]), "parameters"),
-        (json.dumps(ask(ONE, id=5)).encode(), "'id'"),
-        (json.dumps(ask(ONE, parameters={"timeout": "soon"})).encode(), "timeout"),
-        (json.dumps(ask(ONE, outputs=[{"name": "x"}])).encode(), "'x'"),
-        (json.dumps(ask(ONE, outputs=[5])).encode(), "outputs"),
-    ],
+    "path", ["/v2/health/live", "/v2/health/ready", "/v2/models/tiny/ready", "/v2/models/tiny/versions/4/ready"]
 )
-def test_a_wrong_request_is_answered_with_400_and_a_sentence(client, body, words):
-    reply = client.post("/v2/models/tiny/infer", content=body)
-    assert reply.status_code == 400, reply.text
-    assert set(reply.json()) == {"error"} and words in reply.json()["error"]
+def test_health_is_an_empty_200(http, path):
+    reply = http.get(path)
+    assert (reply.status, reply.body) == (200, b"")
+    assert http.ask("HEAD", path).status == 200
 
 
-def test_wrong_binary_lengths_are_refused(client, images):
-    body, headers = binary(images)
-    for content, length in ((body[:-4], headers), (body + b"1234", headers), (body, {})):
-        assert client.post("/v2/models/tiny/infer", content=content, headers=length).status_code == 400
-    for length in ("-1", "x", str(10**6), "9" * 30, "\u0663"):
-        headers = {"Inference-Header-Content-Length": length.encode()}
-        assert client.post("/v2/models/tiny/infer", content=body, headers=headers).status_code == 400
-    body = json.dumps(ask(images)).encode()
-    headers = {"Inference-Header-Content-Length": str(len(body))}
-    assert "follow the JSON" in client.post("/v2/models/tiny/infer", content=body + b"1", headers=headers).text
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/nowhere", 404),
-        ("GET", "/v2/models/other", 404),
-        ("GET", "/v2/models/tiny/versions/5", 404),
-        ("GET", "/v2/models/tiny/versions/0/ready", 404),
-        ("GET", "/v2/models/tiny/versions/one", 404),
-        ("POST", "/v2/models/other/infer", 404),
-        ("GET", "/v2/models/tiny/infer", 405),
-        ("POST", "/v2", 405),
-        ("GET", "/gearshift/explain?last=-1", 400),
-    ],
-)
-def test_every_refusal_is_json(client, method, path, status):
-    reply = client.request(method, path)
-    assert reply.status_code == status and isinstance(reply.json()["error"], str)
-
-
-def test_parts_of_the_protocol_that_are_not_offered_say_so(client):
-    for more in ({"classification": 3}, {"shared_memory_region": "r"}):
-        body = ask(ONE, outputs=[{"name": "logits", "parameters": more}])
-        assert client.post("/v2/models/tiny/infer", json=body).status_code == 501
-    body = altered(parameters={"shared_memory_region": "r"}, data=None)
-    assert client.post("/v2/models/tiny/infer", content=body).status_code == 501
-
-
-def test_a_body_too_large_is_refused_by_its_length_while_it_arrives_and_unpacked(client):
-    assert client.post("/v2/models/tiny/infer", content=b"x" * 20_001).status_code == 413
-
-    async def stream():
-        for _ in range(30):
-            yield b"x" * 1000
-
-    assert client.post("/v2/models/tiny/infer", content=stream()).status_code == 413
-    bomb = gzip.compress(b"0" * 10_000_000)
-    headers = {"Content-Encoding": "gzip"}
-    assert client.post("/v2/models/tiny/infer", content=bomb, headers=headers).status_code == 413
-
-
-def test_a_full_queue_is_503(agent, client, images, backend):
-    backend.blocking = threading.Event()
-    waiting = [agent.submit(images[:1]) for _ in range(3)]
-    reply = client.post("/v2/models/tiny/infer", json=ask(images))
-    assert reply.status_code == 503 and "queue_limit" in reply.json()["error"]
-    backend.blocking.set()
-    for future in waiting:
-        future.result(10)
-    assert client.post("/v2/models/tiny/infer", json=ask(images)).status_code == 200
-
-
-def test_no_engine_left_is_500_and_not_ready(client, images, backend, helpers):
+def test_an_agent_that_cannot_answer_is_live_but_not_ready(make_agent, make_http, backend, helpers):
+    http = make_http(make_agent())
     backend.broken.update(helpers.LADDER)
-    reply = client.post("/v2/models/tiny/infer", json=ask(images))
-    assert reply.status_code == 500 and "no engine could answer" in reply.json()["error"]
-    assert client.get("/v2/health/ready").status_code == 400
-    assert client.get("/v2/health/live").status_code == 200
+    assert http.post("/v2/models/tiny/infer", ask(ONE)).status == 500
+    for path in ("/v2/health/ready", "/v2/models/tiny/ready"):
+        reply = http.get(path)
+        assert reply.status == 400 and "degraded" in reply.error
+    assert http.get("/v2/health/live").status == 200
 
 
-def test_status_explain_hold_and_release(client, agent, images):
+@pytest.mark.parametrize(
+    ("method", "path", "status", "words"),
+    [
+        ("GET", "/nowhere", 404, "Not Found: GET /nowhere"),
+        ("GET", "/v2/models/other", 404, "Request for unknown model"),
+        ("GET", "/v2/models/other/config", 404, "Request for unknown model"),
+        ("GET", "/v2/models/tiny/versions/5", 404, "it has 1, 2, 3, 4"),
+        ("GET", "/v2/models/tiny/versions/0/ready", 404, "no version 0"),
+        ("GET", "/v2/models/tiny/versions/one", 404, "no version one"),
+        ("GET", "/v2/models/tiny/versions/9/stats", 404, "no version 9"),
+        ("POST", "/v2", 405, "Method Not Allowed"),
+        ("GET", "/v2/repository/index", 405, "Method Not Allowed"),
+        ("GET", "/gearshift/explain?last=-1", 400, "whole number"),
+        ("GET", "/v2/logging", 404, "Not Found"),
+        ("GET", "/%ff%fe", 404, "Not Found"),
+    ],
+)
+def test_every_refusal_is_json_with_one_sentence(http, method, path, status, words):
+    reply = http.ask(method, path)
+    assert (reply.status, reply.headers["content-type"]) == (status, "application/json")
+    assert words in reply.error
+
+
+def test_statistics_count_requests_images_and_times_per_version(make_agent, make_http):
+    http = make_http(make_agent())
+
+    def told(path):
+        return {stats["version"]: stats for stats in http.get(path).json()["model_stats"]}
+
+    http.post("/v2/models/tiny/versions/2/infer", ask(np.ones((3, 1, 4, 4), np.float32)))
+    http.post("/v2/models/tiny/versions/2/infer", ask(ONE))
+    http.post("/v2/models/tiny/infer", ask(ONE))
+    stats = told("/v2/models/tiny/stats")
+    assert set(stats) == {"1", "2", "3", "4"} == set(told("/v2/models/stats"))
+    assert set(told("/v2/models/tiny/versions/2/stats")) == {"2"}
+    two = stats["2"]
+    assert (two["name"], two["inference_count"], two["execution_count"]) == ("tiny", 4, 2)
+    inferences = two["inference_stats"]
+    assert set(inferences) == {
+        *("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+    }
+    for name in ("success", "queue", "compute_input", "compute_infer", "compute_output"):
+        assert inferences[name]["count"] == 2
+    assert 0 < inferences["compute_infer"]["ns"] < inferences["success"]["ns"]
+    assert [(batch["batch_size"], batch["compute_infer"]["count"]) for batch in two["batch_stats"]] == [(1, 1), (3, 1)]
+    assert two["last_inference"] > 1.7e12
+    assert stats["4"]["inference_stats"]["queue"]["count"] == 1 and stats["1"]["inference_count"] == 0
+    bad = ask(ONE)
+    bad["inputs"][0]["data"][0] = float("nan")
+    assert http.post("/v2/models/tiny/versions/3/infer", json.dumps(bad)).status == 400
+    assert told("/v2/models/tiny/stats")["3"]["inference_stats"]["fail"]["count"] == 1
+
+
+def test_the_repository_is_listed_unloaded_and_loaded(make_agent, make_http):
+    http = make_http(make_agent())
+    ready = [{"name": "tiny", "version": str(n), "state": "READY", "reason": ""} for n in range(1, 5)]
+    assert (
+        http.post("/v2/repository/index").json() == ready == http.post("/v2/repository/index", {"ready": True}).json()
+    )
+    assert http.post("/v2/repository/models/tiny/unload", {"parameters": {"unload_dependents": False}}).status == 200
+    assert http.get("/v2/models/tiny/ready").status == 400
+    reply = http.post("/v2/models/tiny/infer", ask(ONE))
+    assert reply.status == 503 and "no available versions" in reply.error
+    assert {model["state"] for model in http.post("/v2/repository/index").json()} == {"UNAVAILABLE"}
+    assert http.post("/v2/repository/index", {"ready": True}).json() == []
+    assert http.post("/v2/repository/models/tiny/load").status == 200
+    assert http.post("/v2/models/tiny/infer", ask(ONE)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("other/load", {}, 404, "failed to load 'other'"),
+        ("other/unload", {}, 404, "Request for unknown model"),
+        ("tiny/load", {"parameters": {"file:1/model.onnx": "Y29kZQ=="}}, 501, "files are not taken"),
+        ("tiny/load", {"parameters": {"config": "{"}}, 400, "failed to load 'tiny'"),
+        ("tiny/load", {"parameters": {"config": '{"max_batch_size": "99"}'}}, 400, "cannot be changed"),
+        ("tiny/load", {"parameters": []}, 200, ""),
+        ("tiny/load", {"parameters": {"config": '{"max_batch_size": "8"}'}}, 200, ""),
+        ("tiny/load", {"parameters": [1]}, 400, "'parameters'"),
+    ],
+)
+def test_loads_that_would_change_something_are_refused(http, path, body, status, words):
+    reply = http.post(f"/v2/repository/models/{path}", body)
+    assert reply.status == status
+    assert status == 200 or words in reply.error
+
+
+def test_clients_may_not_unload_the_model_unless_configured(agent, make_http):
+    http = make_http(agent, model_control=False)
+    reply = http.post("/v2/repository/models/tiny/unload")
+    assert reply.status == 501 and "model_control" in reply.error
+    assert http.get("/v2/models/tiny/ready").status == 200
+
+
+def test_shared_memory_is_off_unless_configured(http):
+    assert http.get("/v2/systemsharedmemory/status").json() == []
+    assert http.post("/v2/systemsharedmemory/unregister").status == 200
+    reply = http.post("/v2/systemsharedmemory/region/r/register", {"key": "/r", "offset": 0, "byte_size": 4})
+    assert reply.status == 501 and "shared_memory = true" in reply.error
+
+
+def test_cuda_shared_memory_is_a_harmless_nothing(http):
+    for base in ("/v2/cudasharedmemory", "/v2/cudasharedmemory/region/r"):
+        assert http.get(f"{base}/status").json() == []
+        assert http.post(f"{base}/unregister").status == 200
+    reply = http.post("/v2/cudasharedmemory/region/r/register", {"raw_handle": {"b64": ""}})
+    assert reply.status == 501 and "CUDA" in reply.error
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"[]", 400, "JSON object"),
+        (b"{", 400, "not JSON"),
+        (b'{"offset": 0, "byte_size": 4}', 400, "'key'"),
+        (b'{"key": 5, "byte_size": 4}', 400, "'key'"),
+        (b'{"key": "x"}', 400, "'byte_size'"),
+        (b'{"key": "x", "byte_size": true}', 400, "'byte_size'"),
+        (b'{"key": "x", "byte_size": 4, "offset": -1}', 400, "'offset'"),
+        (b'{"key": "gearshift-no-such-object", "byte_size": 4}', 400, "create it first"),
+    ],
+)
+def test_a_wrong_registration_is_refused(agent, make_http, body, status, words):
+    reply = make_http(agent, regions=Regions(enabled=True)).post("/v2/systemsharedmemory/region/r/register", body)
+    assert reply.status == status and words in reply.error
+
+
+def test_status_explain_hold_and_release(make_agent, make_http, images):
+    agent = make_agent()
+    http = make_http(agent)
     agent.infer(images, subnet="s25")
-    held = client.post("/gearshift/hold", json={"subnet": "s25", "for_s": 60, "reason": "test"})
-    assert held.status_code == 200 and held.json()["subnet"] == "s25"
-    status = client.get("/gearshift/status").json()
+    held = http.post("/gearshift/hold", {"subnet": "s25", "for_s": 60, "reason": "test"})
+    assert held.status == 200 and held.json()["subnet"] == "s25"
+    status = http.get("/gearshift/status").json()
     assert (status["subnet"], status["hold"]["reason"], status["policy"]) == ("s25", "test", "scripted")
     assert (status["backend"], status["precision"], status["bound"]) == ("fake", "f32", "hold")
     assert "time_s" in status["conditions"]
-    assert client.post("/gearshift/release", json={}).status_code == 200
-    assert client.get("/gearshift/status").json()["hold"] is None
+    assert http.post("/gearshift/release", {}).status == 200
+    assert http.get("/gearshift/status").json()["hold"] is None
     agent.tick()
-    (told,) = client.get("/gearshift/explain").json()
+    (told,) = http.get("/gearshift/explain").json()
     assert told["decided"] == told["applied"] == "s100@fake:f32:b1"
-    assert len(client.get("/gearshift/explain?last=9").json()) >= 1
+    assert len(http.get("/gearshift/explain?last=9").json()) >= 1
 
 
-def test_a_wrong_hold_is_refused(client):
-    for body in ({"subnet": "s60", "for_s": 1}, {"subnet": "s25"}, {"subnet": "s25", "for_s": 0}, {"subnet": 1}, []):
-        assert client.post("/gearshift/hold", json=body).status_code == 400
+def test_a_wrong_hold_is_refused(http):
+    for body in ({"subnet": "s60", "for_s": 1}, {"subnet": "s25"}, {"subnet": "s25", "for_s": 0}, {"subnet": 1}, {}):
+        assert http.post("/gearshift/hold", body).status == 400
     form = {"Content-Type": "text/plain"}
-    assert client.post("/gearshift/release", content=b"{}", headers=form).status_code == 400
+    reply = http.post("/gearshift/release", b"{}", form)
+    assert reply.status == 400 and "application/json" in reply.error
+    assert http.post("/gearshift/hold", {"subnet": "s25", "for_s": 1, "reason": "x" * 2**21}).status == 413
 
 
 @pytest.mark.parametrize(
     ("host", "status"),
     [("localhost:8700", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("evil.example", 400), ("10.0.0.1:8700", 400)],
 )
-def test_a_request_for_another_host_is_refused(client, host, status):
-    assert client.get("/v2", headers={"Host": host}).status_code == status
+def test_a_request_for_another_host_is_refused(http, host, status):
+    assert http.get("/v2", {"Host": host}).status == status
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
-def test_public_addresses_are_refused(host):
-    with pytest.raises(InputError, match="other machines"):
-        listen(host, 0, None)
+def test_more_routes_can_be_added_and_their_mistakes_are_told_without_a_traceback(agent, make_http, caplog):
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
 
+    async def fine(request):
+        return PlainTextResponse("fine")
 
-def test_a_taken_port_or_path_is_refused_and_a_stale_socket_is_replaced(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InputError, match="--port"):
-        listen("127.0.0.1", taken.getsockname()[1], None)
-    path = tmp_path / "agent.sock"
-    (first,) = listen(None, 0, path)
-    with pytest.raises(InputError, match="another process listens"):
-        listen(None, 0, path)
-    first.close()
-    (second,) = listen(None, 0, path)
-    second.close()
-    assert path.stat().st_mode & 0o777 == 0o660
-    ordinary = tmp_path / "file"
-    ordinary.write_text("keep me")
-    with pytest.raises(InputError, match="not a socket"):
-        listen(None, 0, ordinary)
-    assert ordinary.read_text() == "keep me"
+    async def broken(request):
+        raise KeyError("of ours")
 
-
-def test_accepted_connections_are_known_as_tcp_so_that_small_answers_are_sent_at_once():
-    (listener,) = listen("127.0.0.1", 0, None)
-    with listener, socket.create_connection(listener.getsockname()):
-        accepted, _ = listener.accept()
-        with accepted:
-            assert accepted.proto == socket.IPPROTO_TCP  # what asyncio looks at before it sets TCP_NODELAY
-
-
-def test_real_sockets_answer_alike_over_tcp_and_unix(agent, images, helpers, tmp_path):
-    path = tmp_path / "agent.sock"
-    sockets = listen("127.0.0.1", 0, path)
-    port = sockets[0].getsockname()[1]
-    config = uvicorn.Config(create_app(agent), log_config=None, lifespan="off", ws="none")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": sockets})
-    thread.start()
-    try:
-        for connection in (http.client.HTTPConnection("127.0.0.1", port, timeout=20), UnixConnection(path, timeout=20)):
-            body, headers = binary(images, parameters={"binary_data_output": True})
-            for _ in range(3):  # on one connection
-                connection.request("POST", "/v2/models/tiny/infer", body, headers)
-                reply = connection.getresponse()
-                content = reply.read()
-                assert reply.status == 200
-                cut = int(reply.getheader("Inference-Header-Content-Length"))
-                logits = np.frombuffer(content[cut:], "<f4").reshape(5, 3)
-                np.testing.assert_array_equal(logits, helpers.expected("s100", images))
-            connection.close()
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        for opened in sockets:
-            opened.close()
+    http = make_http(agent, routes=[Route("/fine", fine), Route("/broken", broken)])
+    assert http.get("/fine").body == b"fine"
+    reply = http.get("/broken")
+    assert reply.status == 500 and reply.error == "internal error: KeyError: 'of ours'"
+    http.stop()  # so that all is logged
+    assert "/broken" in caplog.text
