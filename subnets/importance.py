@@ -21,6 +21,7 @@ from subnets.data import Dataset
 from subnets.errors import InputError
 from subnets.groups import Traced
 from subnets.noise import noise_scores
+from subnets.pointwise import sound_gradients
 from subnets.spec import own_entries
 from subnets.training import augmented
 
@@ -52,6 +53,7 @@ def norm_scores(network: nn.Module, traced: Traced, normalise: str = "group") ->
     return normalised(norms, traced, normalise)
 
 
+@sound_gradients()
 def taylor_scores(network: nn.Module, traced: Traced, dataset: Dataset, *, batch_count: int = 50) -> Scores:
     """Mean over training batches of ``sum |w * dL/dw|`` over each channel's tensors, in units of loss.
 

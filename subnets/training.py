@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from subnets.data import Dataset, Split
 from subnets.errors import InputError
+from subnets.pointwise import sound_gradients
 from subnets.team import ALONE, Team
 
 
@@ -217,6 +218,7 @@ class Checkpoint:
         temporary.replace(self.path)
 
 
+@sound_gradients()
 def train(
     objective: Objective,
     dataset: Dataset,
