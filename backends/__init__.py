@@ -6,7 +6,8 @@
   engines are made) and ``cuda`` (the driver).
 * :mod:`backends.export`: portable files for a device without torch; :mod:`backends.quantize`: the same in 8 bits;
   :mod:`backends.portable`: ONNX, plain modules, Triton repositories.
-* :mod:`backends.store`, ``requests``, ``runtime``: artifacts on disk, checks, and this machine.
+* :mod:`backends.store`, ``cache``: artifacts on disk, and clearing them out; :mod:`backends.ir`: what they start from.
+* :mod:`backends.requests`, ``runtime``: checks, and this machine.
 
 Importing this package imports neither torch nor openvino. Knows nothing of measuring, choosing or serving.
 """

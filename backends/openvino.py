@@ -13,26 +13,22 @@ Knows nothing of other engines: nothing is shared between subnets but the plugin
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from backends import requests, store
-from backends.base import Artifact, Availability, Backend, Batch, CompileRequest, Engine, artifact_key, cache_path
+from backends import ir, requests
+from backends.base import Artifact, Availability, Batch, CompileRequest, Engine
 from backends.runtime import Processor, all_finite, growth, load_openvino, openvino_core, resident_bytes
 from subnets import Bundle, EngineError, InputError, UnavailableError
-from subnets.bundle import sha256
 
-_IR, _WEIGHTS, _BLOB = "model.xml", "model.bin", "compiled.blob"
-_OPENVINO, _INT8 = "openvino", "openvino-int8"  # the formats of a bundle's exports
+_BLOB = "compiled.blob"
 _F32 = np.dtype(np.float32)
 _COPIED_BYTES = 2**18  # up to here a copy takes less time than binding another array
 
 
-class OpenVINOBackend(Backend):
+class OpenVINOBackend(ir.IRBackend["OpenVINOEngine"]):
     """Compiles subnets with OpenVINO's CPU plugin.
 
     Args:
@@ -41,9 +37,7 @@ class OpenVINOBackend(Backend):
 
     name = "openvino"
     device = "CPU"
-
-    def __init__(self, cache: Path | None = None) -> None:
-        self.cache = cache_path(cache).absolute()
+    pins: ClassVar[bool] = True
 
     def available(self) -> Availability:
         """Whether openvino is installed and its CPU plugin loads."""
@@ -69,40 +63,10 @@ class OpenVINOBackend(Backend):
             offered.append("bf16")
         return tuple(offered)
 
-    def precisions_for(self, bundle: Bundle) -> tuple[str, ...]:
-        """Those of :meth:`precisions`, and int8 if the processor computes in it and all subnets have such exports."""
-        offered = self.precisions()
-        if self._computes_int8() and all(bundle.export(name, _INT8) for name in bundle.ladder.names):
-            offered += ("int8",)
-        return offered
+    def _make(self, bundle: Bundle, request: CompileRequest, folder: Path) -> int:
+        return _compile(ir.place(bundle, request, folder), bundle, request)
 
-    def build(self, bundle: Bundle, request: CompileRequest) -> Artifact:
-        """The artifact for a request: from the cache, else compiled from the bundle's export or a fresh one.
-
-        Raises:
-            InputError: the subnet, precision, a batch size or the threads are not to be had, or the export is damaged.
-            UnavailableError: openvino is missing, or the bundle has no export and torch is missing.
-        """
-        offered = (*self.precisions(), "int8") if self._computes_int8() else self.precisions()
-        request = requests.checked(bundle, request, offered, pinning=True)
-        files = _export_files(bundle, request)
-        identity = self._identity()
-        key = artifact_key(bundle, request, backend=self.name, export=sorted(files.values()), **identity)
-
-        def make(folder: Path) -> int:
-            _place_ir(bundle, request, files, folder)
-            return _compile(folder, bundle, request)
-
-        return store.stored(self.cache, self, bundle, request, key, identity, make)
-
-    def load(self, artifact: Artifact) -> OpenVINOEngine:
-        """An engine on an artifact, after checking every byte of it.
-
-        Raises:
-            EngineError: the artifact is damaged, or of another version of the library or another processor.
-            UnavailableError: openvino is missing.
-        """
-        store.check(artifact, self._identity())
+    def _open(self, artifact: Artifact) -> OpenVINOEngine:
         return OpenVINOEngine(artifact)
 
     def _computes_int8(self) -> bool:
@@ -132,7 +96,7 @@ class OpenVINOEngine(Engine):
         before = resident_bytes()
         self._ov = load_openvino()
         directory = Path(artifact.path)
-        options = _options(artifact.request) | {"WEIGHTS_PATH": str(directory / _WEIGHTS)}
+        options = _options(artifact.request) | {"WEIGHTS_PATH": str(directory / ir.WEIGHTS)}
         try:
             compiled = openvino_core().import_model((directory / _BLOB).read_bytes(), artifact.device, options)
             self._request: Any = compiled.create_infer_request()
@@ -230,56 +194,11 @@ def _options(request: CompileRequest) -> dict[str, Any]:
     }
 
 
-def _export_files(bundle: Bundle, request: CompileRequest) -> dict[str, str]:
-    """{file: SHA-256} of the bundle's export that a request is compiled from, empty where it carries none."""
-    for export in bundle.manifest.exports:
-        if (export.subnet, export.format) == (request.subnet, _format(request)):
-            return dict(export.files)
-    return {}
-
-
-def _format(request: CompileRequest) -> str:
-    """Which export serves a request: all precisions start from f16 weights, only int8 has one of its own."""
-    return _INT8 if request.precision == "int8" else _OPENVINO
-
-
-def _place_ir(bundle: Bundle, request: CompileRequest, files: dict[str, str], directory: Path) -> None:
-    """Puts the subnet's IR into ``directory``: the bundle's own as hard links where possible, else a fresh export."""
-    subnet = request.subnet
-    first = bundle.export(subnet, _format(request))
-    if first is None and request.precision == "int8":
-        raise InputError(
-            f"{bundle.path}: carries no int8 export of '{subnet}'; make one where its training images are: "
-            "gearshift export BUNDLE --precision int8 --data DIR"
-        )
-    if first is None:
-        from backends.export import export_openvino
-
-        try:
-            export_openvino(bundle, subnet, directory / _IR)
-        except UnavailableError:
-            raise UnavailableError(
-                f"{bundle.path}: carries no openvino export of '{subnet}' and making one needs torch; "
-                "run 'gearshift export' where torch is installed and copy the bundle again"
-            ) from None
-        return
-    for name, expected in files.items():
-        source, target = bundle.path / name, directory / (_IR if bundle.path / name == first else _WEIGHTS)
-        if not source.resolve().is_relative_to(bundle.path.resolve()) or not source.is_file():
-            raise InputError(f"{source}: named in bundle.json but not in the bundle; run 'gearshift export' again")
-        try:
-            os.link(source, target)  # artifacts of one subnet then share the file and its page cache
-        except OSError:
-            shutil.copyfile(source, target)  # another file system, or links are not allowed
-        if sha256(target) != expected:
-            raise InputError(f"{source}: damaged (its SHA-256 is not bundle.json's); run 'gearshift export' again")
-
-
-def _compile(directory: Path, bundle: Bundle, request: CompileRequest) -> int:
-    """Compiles the IR in ``directory`` into ``compiled.blob`` beside it; the number of classes."""
+def _compile(file: Path, bundle: Bundle, request: CompileRequest) -> int:
+    """Compiles an IR into ``compiled.blob`` beside it; the number of classes."""
     ov, core = load_openvino(), openvino_core()
     try:
-        model = core.read_model(directory / _IR)
+        model = core.read_model(file)
         smallest, largest = request.batch_sizes[0], request.batch_sizes[-1]
         batch = ov.Dimension(smallest) if smallest == largest else ov.Dimension(1, largest)
         model.reshape(ov.PartialShape([batch, *bundle.input.shape]))
@@ -287,7 +206,7 @@ def _compile(directory: Path, bundle: Bundle, request: CompileRequest) -> int:
         if len(model.inputs) != 1 or len(model.outputs) != 1 or rank != 2 or found[1].is_dynamic:
             raise InputError(f"{bundle.path}: the export of '{request.subnet}' is no classifier; export it again")
         compiled = core.compile_model(model, "CPU", _options(request))
-        (directory / _BLOB).write_bytes(compiled.export_model().getvalue())
+        file.with_name(_BLOB).write_bytes(compiled.export_model().getvalue())
         return int(found[1].get_length())
     except RuntimeError as error:
         raise InputError(

@@ -5,35 +5,42 @@
     <cache>/<backend>/<key>/artifact.json   what it is, what it was built with, SHA-256 of every other file
                             ...             the backend's own files
 
-* :func:`stored`: what a backend's ``build`` comes to: the artifact of a key, made where there is no sound one.
+* :class:`CachedBackend`: a backend that keeps its artifacts so; a subclass says what they depend on, makes and opens.
 * :func:`staging`: a temporary directory beside the final one; gone afterwards unless published.
+* :func:`sweep`: removes what killed builds left.
 * :func:`publish`: hashes what was written, adds ``artifact.json`` and renames it into place.
 * :func:`find`: a sound artifact of that key, or None; damage means rebuilding, never loading.
 * :func:`check`: the same before loading, with the reason.
 * :func:`read`: the artifact a directory holds.
 
-Knows nothing of engines; it moves and hashes files.
+Clearing it out is :mod:`backends.cache`'s. Knows nothing of engines; it moves and hashes files.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import errno
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
-from backends.base import Artifact, Backend, CompileRequest
+from backends import requests
+from backends.base import Artifact, Backend, CompileRequest, Engine, artifact_key, cache_path
 from subnets import Bundle, EngineError, UnavailableError
 from subnets.bundle import sha256, write_atomically
 
 SCHEMA = 1
 RECORD = "artifact.json"
 _MAX_RECORD_BYTES = 2**20
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ABANDONED_S = 86_400.0  # a build that has not added a file for so long is not under way any more
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,43 +52,87 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     files: dict[str, str]
 
 
-def stored(
-    cache: Path,
-    backend: Backend,
-    bundle: Bundle,
-    request: CompileRequest,
-    key: str,
-    identity: Mapping[str, str],
-    make: Callable[[Path], int],
-) -> Artifact:
-    """The artifact of a key: the one in the cache, if it is sound, else a new one.
+E = TypeVar("E", bound=Engine)
+
+
+class CachedBackend(Backend, Generic[E]):
+    """A backend whose artifacts lie in a cache: found there or made, and checked byte for byte before each use.
 
     Args:
-        cache: where artifacts lie.
-        backend: whose artifact it is.
-        bundle: what is built from.
-        request: checked.
-        key: of all that the artifact depends on, see :func:`backends.base.artifact_key`.
-        identity: library and device it is built with.
-        make: writes the backend's own files into the directory it is given, and returns the number of classes.
-
-    Raises:
-        UnavailableError: the cache cannot be written.
+        cache: where artifacts lie; by default :func:`backends.base.cache_path`.
     """
-    final = cache / backend.name / key
-    if (found := find(final, identity)) is not None:
-        return found
-    with staging(final) as temporary:
-        artifact = Artifact(
-            path=str(final),
-            key=key,
-            backend=backend.name,
-            device=backend.device,
-            request=request,
-            input_shape=bundle.input.shape,
-            classes=make(temporary),
-        )
-        return publish(temporary, artifact, identity)
+
+    pins: ClassVar[bool] = False  # whether it can bind threads to processors
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self.cache = cache_path(cache).absolute()
+
+    def build(self, bundle: Bundle, request: CompileRequest) -> Artifact:
+        """The artifact for a request, from the cache where it is there and sound.
+
+        Raises:
+            InputError: the subnet, precision, a batch size, the threads or pinning is not to be had, or what the bundle
+                carries for it is damaged.
+            UnavailableError: a library or device is missing, or the cache cannot be written.
+            EngineError: the library refuses the network.
+        """
+        identity = self._identity()
+        request = requests.checked(bundle, request, self._offered(), pinning=self.pins)
+        key = artifact_key(bundle, request, backend=self.name, **self._sources(bundle, request), **identity)
+        final = self.cache / self.name / key
+        if (found := find(final, identity)) is not None:
+            _note_use(final)
+            return found
+        sweep(final.parent)
+        with staging(final) as temporary:
+            artifact = Artifact(
+                path=str(final),
+                key=key,
+                backend=self.name,
+                device=self.device,
+                request=request,
+                input_shape=bundle.input.shape,
+                classes=self._make(bundle, request, temporary),
+            )
+            return publish(temporary, artifact, identity)
+
+    def load(self, artifact: Artifact) -> E:
+        """An engine on an artifact, after checking every byte of it.
+
+        Raises:
+            EngineError: the artifact is damaged, or of another version of the library or another device, or there is
+                too little memory for it.
+            UnavailableError: a library or device is missing.
+        """
+        check(artifact, self._identity())
+        _note_use(Path(artifact.path))
+        return self._open(artifact)
+
+    @abc.abstractmethod
+    def _identity(self) -> dict[str, str]:
+        """What an artifact is made with and for: library versions, processor or GPU."""
+
+    def _offered(self) -> tuple[str, ...]:
+        """The precisions that may be asked for."""
+        return self.precisions()
+
+    @abc.abstractmethod
+    def _sources(self, bundle: Bundle, request: CompileRequest) -> dict[str, Any]:
+        """What an artifact depends on besides the bundle's weights and ladder, the request and the identity."""
+
+    @abc.abstractmethod
+    def _make(self, bundle: Bundle, request: CompileRequest, folder: Path) -> int:
+        """Writes the artifact's files into ``folder``; the number of classes."""
+
+    @abc.abstractmethod
+    def _open(self, artifact: Artifact) -> E:
+        """The engine on a sound artifact."""
+
+
+def _note_use(directory: Path) -> None:
+    """Leaves the time of the last use, for who clears the cache; nobody else looks at it."""
+    with contextlib.suppress(OSError):  # another user's cache, or one mounted read-only
+        os.utime(directory)
 
 
 @contextlib.contextmanager
@@ -109,6 +160,20 @@ def staging(final: Path) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(folder: Path, now_s: float | None = None) -> None:
+    """Removes from a backend's folder, a day later, what builds that were killed left there.
+
+    Args:
+        folder: ``<cache>/<backend>``.
+        now_s: seconds since the epoch; for tests.
+    """
+    now_s = time.time() if now_s is None else now_s
+    for directory in folder.glob(".*-*"):
+        with contextlib.suppress(OSError):  # somebody else's, or gone meanwhile
+            if now_s - directory.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def publish(temporary: Path, artifact: Artifact, identity: Mapping[str, str]) -> Artifact:

@@ -23,17 +23,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from backends import requests, store
-from backends.base import Artifact, Availability, Backend, Batch, CompileRequest, Engine, artifact_key, cache_path
+from backends import ir, requests, store
+from backends.base import Artifact, Availability, Batch, CompileRequest, Engine
 from backends.cuda import Gpu, Graph, Stream, Transfer, identity, open_gpu
 from backends.gpu_network import INPUT, Unsupported, define
 from backends.runtime import all_finite, openvino_core
 from subnets import Bundle, EngineError, InputError, UnavailableError
-from subnets.bundle import sha256
 
 _PLAN = "engine.plan"
 _INSTALL_CONVERTER = "pip install 'gearshift[torch-tensorrt]' --extra-index-url https://pypi.nvidia.com"
-_OPENVINO, _INT8 = "openvino", "openvino-int8"  # the formats of a bundle's exports
 
 
 def load_vendor(module: str, install: str) -> Any:
@@ -49,7 +47,7 @@ def load_vendor(module: str, install: str) -> Any:
         raise UnavailableError(f"{module} does not import ({cause}); try: {install}") from None
 
 
-class TensorRTBackend(Backend):
+class TensorRTBackend(ir.IRBackend["TensorRTEngine"]):
     """Builds and loads engines with the ``tensorrt`` module (10 or newer).
 
     Args:
@@ -70,7 +68,7 @@ class TensorRTBackend(Backend):
         vendor: Callable[[], Any] | None = None,
         gpu: Callable[[], Gpu] = open_gpu,
     ) -> None:
-        self.cache = cache_path(cache).absolute()
+        super().__init__(cache)
         self._vendor = vendor or functools.partial(load_vendor, self.module, self.install)
         self._gpu = gpu
 
@@ -92,41 +90,12 @@ class TensorRTBackend(Backend):
         """
         return native_precisions(self._gpu().capability)
 
-    def precisions_for(self, bundle: Bundle) -> tuple[str, ...]:
-        """Those of :meth:`precisions`, and int8 where the GPU computes in it and every subnet has such an export."""
-        if self._computes_int8() and all(bundle.export(name, _INT8) for name in bundle.ladder.names):
-            return (*self.precisions(), "int8")
-        return self.precisions()
+    def _make(self, bundle: Bundle, request: CompileRequest, folder: Path) -> int:
+        plan, classes = self._plan(bundle, request, folder)
+        (folder / _PLAN).write_bytes(plan)
+        return classes
 
-    def build(self, bundle: Bundle, request: CompileRequest) -> Artifact:
-        """The artifact for a request: from the store, else built from the bundle's export or a fresh one.
-
-        Raises:
-            InputError: the subnet, precision, a batch size or the threads are not to be had, or the export is damaged.
-            UnavailableError: TensorRT or the GPU is missing, or the bundle has no export and torch is missing.
-            EngineError: TensorRT refuses the network.
-        """
-        found = self._identity()
-        offered = (*self.precisions(), "int8") if self._computes_int8() else self.precisions()
-        request = requests.checked(bundle, request, offered)
-        files = _export_files(bundle, request)
-        key = artifact_key(bundle, request, backend=self.name, export=sorted(files.values()), **found)
-
-        def make(folder: Path) -> int:
-            plan, classes = self._plan(bundle, request, folder)
-            (folder / _PLAN).write_bytes(plan)
-            return classes
-
-        return store.stored(self.cache, self, bundle, request, key, found, make)
-
-    def load(self, artifact: Artifact) -> TensorRTEngine:
-        """An engine on an artifact, after checking every byte of it.
-
-        Raises:
-            EngineError: the artifact is damaged, or of another TensorRT, GPU or driver, or GPU memory is short.
-            UnavailableError: TensorRT or the GPU is missing.
-        """
-        store.check(artifact, self._identity())
+    def _open(self, artifact: Artifact) -> TensorRTEngine:
         gpu = self._gpu()
         self._check_gpu(gpu)
         return TensorRTEngine(artifact, self._vendor(), gpu)
@@ -159,7 +128,8 @@ class TensorRTBackend(Backend):
 
     def _plan(self, bundle: Bundle, request: CompileRequest, folder: Path) -> tuple[bytes, int]:
         """The serialized engine and its number of classes; ``folder`` may be used meanwhile and is left as it was."""
-        model = _read_export(bundle, request, folder)
+        with store.staging(folder / "export") as temporary:
+            model = _read_model(ir.place(bundle, request, temporary))
         classes = int(model.outputs[0].get_partial_shape()[1].get_length())
         vendor, log = self._vendor(), _log(self._vendor())
         sizes, shape = request.batch_sizes, bundle.input.shape
@@ -388,39 +358,6 @@ def _tensor_names(vendor: Any, loaded: Any, artifact: Artifact) -> tuple[str, st
             f"{artifact.path}: has inputs {inputs} and outputs {outputs}, not one of each; build it again"
         )
     return inputs[0], outputs[0]
-
-
-def _export_files(bundle: Bundle, request: CompileRequest) -> dict[str, str]:
-    """{file: SHA-256} of the export that a request starts from, empty where the bundle carries none."""
-    wanted = request.subnet, _INT8 if request.precision == "int8" else _OPENVINO
-    return next((dict(e.files) for e in bundle.manifest.exports if (e.subnet, e.format) == wanted), {})
-
-
-def _read_export(bundle: Bundle, request: CompileRequest, folder: Path) -> Any:
-    """The export as an OpenVINO model: the bundle's own after checking its hashes, else a fresh one."""
-    files = _export_files(bundle, request)
-    for name, expected in files.items():
-        file = bundle.path / name
-        if not file.resolve().is_relative_to(bundle.path.resolve()) or not file.is_file() or sha256(file) != expected:
-            raise InputError(f"{file}: missing or damaged (bundle.json names it); run 'gearshift export' again")
-    if files:
-        return _read_model(bundle.path / next(iter(files)))
-    if request.precision == "int8":
-        raise InputError(
-            f"{bundle.path}: carries no int8 export of '{request.subnet}'; make one where its training images are: "
-            "gearshift export BUNDLE --precision int8 --data DIR"
-        )
-    from backends.export import export_openvino
-
-    with store.staging(folder / "export") as temporary:
-        try:
-            first = export_openvino(bundle, request.subnet, temporary / "model.xml")[0]
-        except UnavailableError:
-            raise UnavailableError(
-                f"{bundle.path}: carries no openvino export of '{request.subnet}' and making one needs torch; "
-                "run 'gearshift export' where torch is installed and copy the bundle again"
-            ) from None
-        return _read_model(first)
 
 
 def _read_model(file: Path) -> Any:

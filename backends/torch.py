@@ -21,9 +21,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from backends import requests, store
-from backends.base import Artifact, Availability, Backend, Batch, CompileRequest, Engine, artifact_key, cache_path
+from backends import requests
+from backends.base import Artifact, Availability, Batch, CompileRequest, Engine
 from backends.runtime import Processor, all_finite, growth, load_torch, resident_bytes
+from backends.store import CachedBackend
 from subnets import Bundle, EngineError, InputError, UnavailableError
 
 _POINTER = "pointer.json"
@@ -100,7 +101,7 @@ def _release(key: str) -> None:
             del _held[key]
 
 
-class TorchBackend(Backend):
+class TorchBackend(CachedBackend["TorchEngine"]):
     """Runs subnets with eager torch.
 
     Args:
@@ -109,9 +110,6 @@ class TorchBackend(Backend):
 
     name = "torch"
     device = "CPU"
-
-    def __init__(self, cache: Path | None = None) -> None:
-        self.cache = cache_path(cache).absolute()
 
     def available(self) -> Availability:
         """Whether torch is installed."""
@@ -124,34 +122,16 @@ class TorchBackend(Backend):
         """f32, and bf16 (autocast) where the processor computes in it."""
         return ("f32", "bf16") if Processor.here().computes_bf16 else ("f32",)
 
-    def build(self, bundle: Bundle, request: CompileRequest) -> Artifact:
-        """A pointer to the bundle, from the cache where it is there and sound.
+    def _sources(self, bundle: Bundle, request: CompileRequest) -> dict[str, Any]:
+        return {"path": Pointer.to(bundle).path}
 
-        Raises:
-            InputError: the subnet, precision, a batch size or the threads are not to be had.
-            UnavailableError: torch is missing.
-        """
-        identity = self._identity()
-        request = requests.checked(bundle, request, self.precisions())
-        pointer = Pointer.to(bundle)
-        key = artifact_key(bundle, request, backend=self.name, path=pointer.path, **identity)
+    def _make(self, bundle: Bundle, request: CompileRequest, folder: Path) -> int:
+        torch, pointer = load_torch(), Pointer.to(bundle)
+        pointer.write(folder)
+        with _shared_weights(pointer) as shared, torch.inference_mode():
+            return int(shared.supernet(torch.zeros(1, *bundle.input.shape), request.subnet).shape[1])
 
-        def make(folder: Path) -> int:
-            pointer.write(folder)
-            torch = load_torch()
-            with _shared_weights(pointer) as shared, torch.inference_mode():
-                return int(shared.supernet(torch.zeros(1, *bundle.input.shape), request.subnet).shape[1])
-
-        return store.stored(self.cache, self, bundle, request, key, identity, make)
-
-    def load(self, artifact: Artifact) -> TorchEngine:
-        """An engine on the bundle the artifact points to.
-
-        Raises:
-            EngineError: the artifact is damaged or of another torch, or the bundle has changed or gone.
-            UnavailableError: torch is missing.
-        """
-        store.check(artifact, self._identity())
+    def _open(self, artifact: Artifact) -> TorchEngine:
         return TorchEngine(artifact)
 
     def _identity(self) -> dict[str, str]:

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from backends import requests, store
-from backends.base import Artifact, Availability, Backend, Batch, CompileRequest, Engine, artifact_key, cache_path
+from backends import requests
+from backends.base import Artifact, Availability, Batch, CompileRequest, Engine
 from backends.cuda import Gpu, identity, open_gpu
 from backends.runtime import all_finite, load_torch
+from backends.store import CachedBackend
 from backends.tensorrt import native_precisions
 from backends.torch import Pointer
 from subnets import Bundle, EngineError, UnavailableError
@@ -69,7 +70,7 @@ class Device:
         return int(self.torch.cuda.mem_get_info()[0])
 
 
-class TorchCudaBackend(Backend):
+class TorchCudaBackend(CachedBackend["TorchCudaEngine"]):
     """Runs subnets with torch on a GPU.
 
     Args:
@@ -88,7 +89,7 @@ class TorchCudaBackend(Backend):
         gpu: Callable[[], Gpu] = open_gpu,
         device: Callable[[Any], Device] | None = None,
     ) -> None:
-        self.cache = cache_path(cache).absolute()
+        super().__init__(cache)
         self._gpu, self._device = gpu, device
 
     def available(self) -> Availability:
@@ -110,35 +111,16 @@ class TorchCudaBackend(Backend):
         """
         return native_precisions(self._gpu().capability)
 
-    def build(self, bundle: Bundle, request: CompileRequest) -> Artifact:
-        """A pointer to the bundle, from the cache where it is there and sound.
+    def _sources(self, bundle: Bundle, request: CompileRequest) -> dict[str, Any]:
+        return {"path": Pointer.to(bundle).path}
 
-        Raises:
-            InputError: the subnet, precision, a batch size or the threads are not to be had.
-            UnavailableError: torch or the GPU is missing.
-        """
-        found = self._identity()
-        request = requests.checked(bundle, request, self.precisions())
-        pointer = Pointer.to(bundle)
-        key = artifact_key(bundle, request, backend=self.name, path=pointer.path, **found)
+    def _make(self, bundle: Bundle, request: CompileRequest, folder: Path) -> int:
+        torch = load_torch()
+        Pointer.to(bundle).write(folder)
+        with torch.inference_mode():
+            return int(_network(torch, bundle, request.subnet)(torch.zeros(1, *bundle.input.shape)).shape[1])
 
-        def make(folder: Path) -> int:
-            pointer.write(folder)
-            torch = load_torch()
-            with torch.inference_mode():
-                return int(_network(torch, bundle, request.subnet)(torch.zeros(1, *bundle.input.shape)).shape[1])
-
-        return store.stored(self.cache, self, bundle, request, key, found, make)
-
-    def load(self, artifact: Artifact) -> TorchCudaEngine:
-        """An engine on the bundle the artifact points to.
-
-        Raises:
-            EngineError: the artifact is damaged or of another torch, GPU or driver, or the bundle has changed or gone,
-                or GPU memory is short.
-            UnavailableError: torch or the GPU is missing.
-        """
-        store.check(artifact, self._identity())
+    def _open(self, artifact: Artifact) -> TorchCudaEngine:
         torch = load_torch()
         return TorchCudaEngine(artifact, torch, (self._device or Device)(torch))
 

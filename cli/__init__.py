@@ -28,10 +28,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "policies": ("cli.policies", "List the policies and their options."),
     "run": ("cli.run", "Run the resident agent."),
     "status": ("cli.status", "What the running agent does, and why."),
+    "top": ("cli.top", "The running agent, live: limits, latency, switches."),
     "explain": ("cli.explain", "Why the last decisions were taken."),
     "hold": ("cli.hold", "Hold one subnet for a while."),
     "release": ("cli.release", "Release a hold."),
     "config": ("cli.config", "Check, compare or write a configuration."),
+    "cache": ("cli.cache", "Show or clear the compiled engines kept here."),
     "doctor": ("cli.doctor", "What this machine can measure and run."),
 }
 

@@ -34,6 +34,8 @@ def command(root: Path, json_file: str | None) -> None:
       gearshift doctor
       gearshift doctor --json doctor.json
     """
+    from backends.base import cache_path
+    from backends.cache import size_bytes, stored
     from backends.registry import all_backends
     from cli._output import console, emit_json
     from sensors import diagnose, machine
@@ -41,8 +43,10 @@ def command(root: Path, json_file: str | None) -> None:
     facts = machine(root)
     diagnoses = diagnose(root)
     backends = [_backend(backend) for backend in all_backends()]
+    cache, artifacts = cache_path().absolute(), stored(cache_path())
+    kept = {"path": str(cache), "artifacts": len(artifacts), "size_bytes": size_bytes(artifacts)}
     if json_file:
-        emit_json(json_file, {"machine": facts, "readings": diagnoses, "backends": backends})
+        emit_json(json_file, {"machine": facts, "readings": diagnoses, "backends": backends, "cache": kept})
     if json_file == "-":
         return
     memory = f"{facts.memory_bytes / 2**30:.1f} GiB" if facts.memory_bytes else "unknown"
@@ -53,6 +57,8 @@ def command(root: Path, json_file: str | None) -> None:
     for title, kind in (("Sensors", "sensor"), ("Energy meters, best first", "meter")):
         out.print(_table(title, [diagnosis for diagnosis in diagnoses if diagnosis.kind == kind]))
     out.print(_backend_table(backends))
+    held = f"{kept['artifacts']} compiled engines, {size_bytes(artifacts) / 1e6:.1f} MB"
+    out.print(f"Cache: {cache}, {held}; gearshift cache shows and clears it", markup=False, soft_wrap=True)
 
 
 def _backend(backend: Backend) -> dict[str, object]:
