@@ -22,6 +22,7 @@ from agent.statistics import ServingStatistics
 from agent.values import Answer
 
 SERVICE = "inference.GRPCInferenceService"
+_EXTENSIONS = ("classification", "model_configuration", "parameters", "statistics")
 _FOREVER_S = 86_400.0  # a call without a deadline tells a time beyond this
 
 
@@ -41,13 +42,10 @@ class Calls:
         model: answers.
         statistics: fed with every inference.
         regions: shared memory of clients.
-        extensions: told to clients.
     """
 
-    def __init__(
-        self, model: ServedModel, statistics: ServingStatistics, regions: Regions, extensions: tuple[str, ...]
-    ) -> None:
-        self.model, self._statistics, self._regions, self._extensions = model, statistics, regions, extensions
+    def __init__(self, model: ServedModel, statistics: ServingStatistics, regions: Regions) -> None:
+        self.model, self._statistics, self._regions = model, statistics, regions
 
     def methods(self) -> dict[str, tuple[Any, Callable[[Message, Any], Message]]]:
         """(class of the request, what answers it) by the method's name."""
@@ -168,8 +166,13 @@ class Calls:
         return INFERENCE["ModelReadyResponse"](ready=self.model.ready)
 
     def _server_metadata(self, request: Message, context: Any) -> Message:
+        extensions = list(_EXTENSIONS)
+        if self._regions.enabled:
+            extensions.append("system_shared_memory")
+        if self.model.model_control:
+            extensions.append("model_repository")
         return INFERENCE["ServerMetadataResponse"](
-            name=self.model.server_name, version=self.model.version, extensions=self._extensions
+            name=self.model.server_name, version=self.model.version, extensions=extensions
         )
 
     def _model_metadata(self, request: Message, context: Any) -> Message:

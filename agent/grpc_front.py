@@ -5,6 +5,7 @@ Two, since only the first may have to ask for tokens. Both answer from the same 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
@@ -12,38 +13,52 @@ import grpc  # type: ignore[import-untyped]
 from agent.access import Access
 from agent.grpc_calls import Calls
 from agent.grpc_server import GrpcLimits, GrpcServer
+from agent.model import ServedModel
+from agent.regions import Regions
+from agent.statistics import ServingStatistics
 
 
 class GrpcFront:
-    """The gRPC servers of one agent. Listens from the start; answers once started.
+    """gRPC for one started agent: listens as soon as it is made, answers from :meth:`start` on.
 
     Args:
-        calls: what the methods do.
-        limits: of the clients of each server.
-        access: who may come over an address that other machines can reach.
-        host: where to listen over TCP.
+        model: answers.
+        host: where to listen over TCP. An address that other machines can reach needs ``access`` with token and TLS.
         port: 0 = any free one; None = no TCP.
         unix_path: a Unix socket; None = none.
+        access: None = this machine only.
+        limits: of the clients at each of the two; None = the defaults.
+        regions: None = shared memory is off.
+        statistics: shared with other front doors; None = its own.
 
     Raises:
-        InputError: an address cannot be used, or can be reached from other machines without token and TLS.
+        InputError: an address cannot be used.
     """
 
     def __init__(
-        self, calls: Calls, limits: GrpcLimits, access: Access, *, host: str, port: int | None, unix_path: Path | None
+        self,
+        model: ServedModel,
+        *,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        unix_path: Path | None = None,
+        access: Access | None = None,
+        limits: GrpcLimits | None = None,
+        regions: Regions | None = None,
+        statistics: ServingStatistics | None = None,
     ) -> None:
-        self.port = 0
-        self.unix_path = unix_path
+        regions = regions or Regions(enabled=False)
+        statistics = statistics or ServingStatistics(model.name, model.versions)
+        self._calls, self._limits = Calls(model, statistics, regions), limits or GrpcLimits()
         self._servers: list[GrpcServer] = []
+        self.port = 0
         try:
             if port is not None:
-                self.port = self._listen_tcp(calls, limits, access, host, port)
+                self.port = self._listen_tcp(access or Access(), host, port)
             if unix_path is not None:
-                self._servers.append(GrpcServer(calls, limits))
-                self._servers[-1].listen_unix(unix_path)
+                self._add(None).listen_unix(unix_path)
         except BaseException:
-            self.close(0)
-            self.join()
+            self.stop(0)
             raise
 
     def start(self) -> None:
@@ -52,22 +67,28 @@ class GrpcFront:
             server.start()
 
     def close(self, grace_s: float) -> None:
-        """Refuses new calls from now on; those under way have ``grace_s`` to finish."""
+        """Refuses new calls from now on; those under way have ``grace_s`` to finish, then they are cut off."""
         for server in self._servers:
             server.close(grace_s)
 
-    def join(self) -> None:
-        """Waits until :meth:`close` has come to its end."""
+    def stop(self, grace_s: float = 20.0) -> None:
+        """As :meth:`close`, and waits until all calls have ended."""
+        self.close(grace_s)
         for server in self._servers:
             server.join()
 
-    def _listen_tcp(self, calls: Calls, limits: GrpcLimits, access: Access, host: str, port: int) -> int:
-        resolved = access.resolve(host, port)
-        authorised = credentials = None
-        if resolved.public:
-            assert access.tokens is not None and access.tls is not None  # or resolve would have refused
-            chain, key = access.tls.pem()
-            authorised, credentials = access.tokens.authorised, grpc.ssl_server_credentials([(key, chain)])
-        self._servers.append(GrpcServer(calls, limits, authorised=authorised))
-        name, number = resolved.address[:2]
-        return self._servers[-1].listen_tcp(f"[{name}]:{number}" if ":" in name else f"{name}:{number}", credentials)
+    def _add(self, authorised: Callable[[str], bool] | None) -> GrpcServer:
+        server = GrpcServer(self._calls, self._limits, authorised=authorised)
+        self._servers.append(server)
+        return server
+
+    def _listen_tcp(self, access: Access, host: str, port: int) -> int:
+        found = access.resolve(host, port)
+        name, number = found.address[:2]
+        address = f"[{name}]:{number}" if ":" in name else f"{name}:{number}"
+        if not found.public:
+            return self._add(None).listen_tcp(address)
+        assert access.tokens is not None and access.tls is not None  # or resolve would have refused
+        chain, key = access.tls.pem()
+        credentials = grpc.ssl_server_credentials([(key, chain)])
+        return self._add(access.tokens.authorised).listen_tcp(address, credentials)

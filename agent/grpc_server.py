@@ -1,17 +1,14 @@
 """gRPC: Open Inference Protocol v2 with Triton's extensions, and ``grpc.health.v1``, beside the HTTP server.
 
-A pool of threads, one a call: measured faster than an event loop, since an answer needs no change of thread between
-socket and engine. Whatever a client sends, it gets a status and a sentence; what it may send, how often and on how many
-connections is limited. The token is checked before a message is read.
+A pool of threads, one a call: measured no slower than an event loop, and simpler. Whatever a client sends, it gets a
+status and a sentence; what it may send, how often and on how many connections is limited. The token is checked before a
+message is read.
 
 Needs grpcio and protobuf (the ``grpc`` extra); nothing else of the agent imports this module before it is configured.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +25,7 @@ from agent.grpc_health import SERVICE_NAME, Health
 from agent.grpc_messages import HEALTH
 from agent.grpc_stream import InferStream
 from agent.model import TooMany, Unsupported
+from agent.unix_socket import claimed
 from subnets.errors import InputError
 
 _REFUSED = {
@@ -101,14 +99,11 @@ class GrpcServer:
         Raises:
             InputError: it cannot be used.
         """
-        _clear(path)  # gRPC itself would take the place of a server that listens there
-        before = os.umask(0o117)
-        try:
-            self._server.add_insecure_port(f"unix:{path}")
-        except RuntimeError:
-            raise InputError(f"gRPC cannot listen at {path}; give another place with --grpc-socket") from None
-        finally:
-            os.umask(before)
+        with claimed(path, "--grpc-socket"):  # gRPC itself would take the place of a server that listens there
+            try:
+                self._server.add_insecure_port(f"unix:{path}")
+            except RuntimeError as error:
+                raise OSError(error) from None
         self._unix_path = path
 
     def start(self) -> None:
@@ -116,7 +111,12 @@ class GrpcServer:
         self._server.start()
 
     def close(self, grace_s: float) -> None:
-        """Refuses new calls from now on; those under way have ``grace_s`` to finish, then they are cut off."""
+        """Refuses new calls from now on; those under way have ``grace_s`` to finish, then they are cut off.
+
+        Closing twice is harmless.
+        """
+        if self._ended is not None:
+            return
         self._health.close()
         self._closing.set()
         for stream in tuple(self._streams):
@@ -234,22 +234,3 @@ def _options(limits: GrpcLimits) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
     ]
-
-
-def _clear(path: Path) -> None:
-    """Makes place for a Unix socket.
-
-    Raises:
-        InputError: something else is there, or another process listens.
-    """
-    try:
-        if path.exists():
-            if not stat.S_ISSOCK(path.stat().st_mode):
-                raise InputError(f"{path}: exists and is not a socket; give another place for --grpc-socket")
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(str(path)) == 0:
-                    raise InputError(f"{path}: another process listens there; give another place for --grpc-socket")
-            path.unlink()  # left behind by a process that was killed
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: gRPC cannot listen there ({error}); give another place for --grpc-socket") from None

@@ -8,9 +8,8 @@ allocated. Knows nothing of servers, and of the agent only its answers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,21 +18,24 @@ from agent.grpc_descriptors import Message
 from agent.grpc_messages import INFERENCE
 from agent.model import INPUT, OUTPUT, ServedModel, Wishes, pack_bytes
 from agent.regions import Regions
+from agent.tensors import (
+    LITTLE,
+    OutputWish,
+    byte_size,
+    check_output,
+    check_room,
+    checked_shape,
+    output_wish,
+    part_of,
+    shared,
+    short,
+)
 from agent.values import Answer
 from backends.base import Batch
 from subnets.errors import InputError
 
 _RESPONSE = INFERENCE["ModelInferResponse"]
-_REGION = "shared_memory_region"
-_PLACE = (_REGION, "shared_memory_offset", "shared_memory_byte_size")
-
-
-class Place(msgspec.Struct, frozen=True, gc=False):
-    """A part of a shared memory region."""
-
-    region: str
-    offset: int
-    byte_size: int
+_LOGITS = OutputWish(binary=True)
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -42,8 +44,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     batch: Batch  # float32 [N, C, H, W]
     wishes: Wishes
     id: str
-    classification: int  # best classes wanted instead of logits; 0 = the logits
-    place: Place | None  # where the output goes; None = into the reply
+    output: OutputWish
 
 
 def read_request(request: Message, model: ServedModel, regions: Regions) -> Asked:
@@ -63,17 +64,10 @@ def read_request(request: Message, model: ServedModel, regions: Regions) -> Aske
     wishes = model.wishes(parameters_of(request.parameters), pinned)
     if len(request.inputs) != 1:
         raise InputError(f"the model takes exactly one input, '{INPUT}'; the request has {len(request.inputs)}")
-    classification, place = _output(request.outputs)
+    output = _output(request.outputs)
     batch = _batch(request, request.inputs[0], model, regions)
-    if place is not None:  # before the engine works for nothing
-        least = 4 * len(batch) * model.agent.classes
-        if not classification and place.byte_size < least:
-            raise InputError(
-                f"shared memory size specified with the request for output '{OUTPUT}' ({place.byte_size} bytes) "
-                f"should be at least {least} bytes to hold the results"
-            )
-        regions.check(place.region, place.offset, place.byte_size)
-    return Asked(batch=batch, wishes=wishes, id=request.id, classification=classification, place=place)
+    check_output(output, len(batch), model, regions)
+    return Asked(batch=batch, wishes=wishes, id=request.id, output=output)
 
 
 def write_reply(asked: Asked, answer: Answer, model: ServedModel, regions: Regions) -> Message:
@@ -89,25 +83,20 @@ def write_reply(asked: Asked, answer: Answer, model: ServedModel, regions: Regio
             parameter.string_param = value
         else:
             parameter.double_param = value
-    output = response.outputs.add(name=OUTPUT)
-    if asked.classification:
-        told, shape = model.classify(answer.logits, asked.classification)
+    output, wish = response.outputs.add(name=OUTPUT), asked.output
+    if wish.classes:
+        told, shape = model.classify(answer.logits, wish.classes)
         output.datatype, content = "BYTES", pack_bytes(told)
         output.shape.extend(shape)
     else:
         output.datatype = "FP32"
         output.shape.extend(answer.logits.shape)
-        content = np.ascontiguousarray(answer.logits, "<f4").tobytes()
-    place = asked.place
-    if place is None:
+        content = answer.logits.astype(LITTLE, copy=False).tobytes()
+    if wish.part is None:
         response.raw_output_contents.append(content)
-    elif len(content) > place.byte_size:
-        raise InputError(
-            f"shared memory size specified with the request for output '{OUTPUT}' ({place.byte_size} bytes) "
-            f"should be at least {len(content)} bytes to hold the results"
-        )
     else:
-        regions.write(place.region, place.offset, content)
+        check_room(wish.part, len(content))
+        regions.write(wish.part.region, wish.part.offset, content)
     return response
 
 
@@ -119,85 +108,52 @@ def parameters_of(sent: Mapping[str, Message]) -> dict[str, Any]:
     return {key: getattr(value, choice) for key, value, choice in chosen if choice is not None}
 
 
-def _output(outputs: Iterable[Message]) -> tuple[int, Place | None]:
-    """(best classes wanted, where to): what is asked of the one output; asked for twice, the last counts."""
-    classification, place = 0, None
-    for output in outputs:
-        if output.name != OUTPUT:
-            raise InputError(f"unexpected inference output '{output.name[:80]}'; the model gives '{OUTPUT}'")
-        parameters = parameters_of(output.parameters)
-        place = _place(parameters, OUTPUT)
-        classification = parameters.get("classification", 0)
-        if not _whole(classification):
-            raise InputError(f"'classification' of output '{OUTPUT}' must be a whole number of classes")
-        if classification and place is not None:
-            raise InputError(f"output '{OUTPUT}': give either 'classification' or '{_REGION}'")
-    return classification, place
-
-
-def _place(parameters: Mapping[str, Any], tensor: str) -> Place | None:
-    if not parameters or not any(key in parameters for key in _PLACE):
-        return None
-    region, offset, size = parameters.get(_REGION), parameters.get(_PLACE[1], 0), parameters.get(_PLACE[2])
-    if not (isinstance(region, str) and region and _whole(offset) and _whole(size)):
-        raise InputError(
-            f"'{tensor}': shared memory needs '{_REGION}' (a name) and '{_PLACE[2]}', and may have '{_PLACE[1]}' "
-            "(whole numbers)"
-        )
-    return Place(region, offset, size)
-
-
-def _whole(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _output(outputs: Any) -> OutputWish:
+    """How the answer is wanted."""
+    if not outputs:
+        return _LOGITS
+    if len(outputs) != 1:
+        raise InputError(f"the model gives exactly one output, '{OUTPUT}'; the request names {len(outputs)}")
+    if outputs[0].name != OUTPUT:
+        raise InputError(f"unexpected inference output {short(outputs[0].name)}; the model gives '{OUTPUT}'")
+    return output_wish(parameters_of(outputs[0].parameters), True)
 
 
 def _batch(request: Message, tensor: Message, model: ServedModel, regions: Regions) -> Batch:
     """The one input's numbers."""
-    shape = _shape(tensor, model)
+    if tensor.name != INPUT:
+        raise InputError(f"unexpected inference input {short(tensor.name)}; the model takes '{INPUT}'")
+    if tensor.datatype != "FP32":
+        raise InputError(f"input '{INPUT}' has datatype {short(tensor.datatype)}; send FP32")
+    shape = checked_shape(tensor.shape[:5], model)
     raw = request.raw_input_contents
     typed = tensor.contents.ListFields() if tensor.HasField("contents") else ()
-    place = _place(parameters_of(tensor.parameters), INPUT)
-    ways = (len(raw) > 0) + bool(typed) + (place is not None)
+    part = part_of(parameters_of(tensor.parameters), f"input '{INPUT}'")
+    ways = (len(raw) > 0) + bool(typed) + (part is not None)
     if ways != 1:
         raise InputError(
             f"input '{INPUT}' comes in {ways} ways; give one of raw_input_contents, contents and a shared memory region"
         )
-    needed = 4 * math.prod(shape)
-    if place is not None:
-        if place.byte_size != needed:
-            raise InputError(f"input '{INPUT}' of shape {list(shape)} needs {needed} bytes, not {place.byte_size}")
-        content: Any = regions.read(place.region, place.offset, place.byte_size)
-    elif typed:
+    if part is not None:
+        return shared(part, shape, regions)
+    if typed:
         return _numbers(typed, shape)
-    else:
-        content = raw[0]
-        if len(raw) != 1 or len(content) != needed:
-            raise InputError(
-                f"input '{INPUT}' of shape {list(shape)} needs {needed} bytes; raw_input_contents has {len(raw)} "
-                f"elements, the first of {len(content)} bytes"
-            )
-    return np.frombuffer(content, "<f4").astype(np.float32, copy=False).reshape(shape)
-
-
-def _shape(tensor: Message, model: ServedModel) -> tuple[int, ...]:
-    if tensor.name != INPUT:
-        raise InputError(f"unexpected inference input '{tensor.name[:80]}'; the model takes '{INPUT}'")
-    if tensor.datatype != "FP32":
-        raise InputError(f"input '{INPUT}' has datatype '{tensor.datatype[:40]}'; send FP32")
-    shape = tuple(tensor.shape[:5])
-    if len(shape) != 4 or shape[1:] != model.shape or shape[0] < 1:
-        raise InputError(f"input '{INPUT}' has shape {list(shape)}; expected [N, {', '.join(map(str, model.shape))}]")
-    if shape[0] > model.max_images:
-        raise InputError(f"a batch of {shape[0]} images is too large; send at most {model.max_images} at a time")
-    return shape
+    content, needed = raw[0], byte_size(shape)
+    if len(raw) != 1 or len(content) != needed:
+        raise InputError(
+            f"input '{INPUT}' of shape {list(shape)} needs {needed} bytes; raw_input_contents has {len(raw)} "
+            f"elements, the first of {len(content)} bytes"
+        )
+    return np.frombuffer(content, LITTLE).astype(np.float32, copy=False).reshape(shape)
 
 
 def _numbers(typed: Iterable[Any], shape: tuple[int, ...]) -> Batch:
     (field, values), *more = typed
     if more or field.name != "fp32_contents":
         raise InputError(f"contents of input '{INPUT}' must be in fp32_contents alone")
-    if len(values) != math.prod(shape):
+    if 4 * len(values) != byte_size(shape):
         raise InputError(
-            f"fp32_contents of input '{INPUT}' has {len(values)} numbers, shape {list(shape)} needs {math.prod(shape)}"
+            f"fp32_contents of input '{INPUT}' has {len(values)} numbers, "
+            f"shape {list(shape)} needs {byte_size(shape) // 4}"
         )
     return np.fromiter(values, np.float32, len(values)).reshape(shape)

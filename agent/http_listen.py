@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import stat
 from pathlib import Path
 
 from agent.access import Access
+from agent.unix_socket import claimed
 from subnets.errors import InputError
 
 _BACKLOG = 128
@@ -40,23 +39,9 @@ def listen_unix(path: Path) -> socket.socket:
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if path.exists():
-            if not stat.S_ISSOCK(path.stat().st_mode):
-                raise InputError(f"{path}: exists and is not a socket; give another place for --socket")
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(str(path)) == 0:
-                    raise InputError(f"{path}: another process listens there; give another place for --socket")
-            path.unlink()  # left behind by a process that was killed
-        path.parent.mkdir(parents=True, exist_ok=True)
-        before = os.umask(0o117)  # owner and group only, from the first moment
-        try:
+        with claimed(path, "--socket"):
             listener.bind(str(path))
-        finally:
-            os.umask(before)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise InputError(f"{path}: cannot listen there ({error}); give another place for --socket") from None
+            listener.listen(_BACKLOG)
     except BaseException:
         listener.close()
         raise

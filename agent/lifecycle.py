@@ -39,6 +39,8 @@ class RunningAgent(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 0
     socket: str = ""
     native: str = ""  # path of the native socket, see docs/native.md
+    grpc_port: int = 0  # at the same host; 0 = no gRPC over TCP
+    grpc_socket: str = ""
     bundle: str = ""
     started_unix_s: float = 0.0
 

@@ -26,6 +26,8 @@ _LEVELS = {
     "mismatch": logging.WARNING,
     "over_budget": logging.WARNING,
     "sensor_failed": logging.WARNING,
+    "table_drifted": logging.WARNING,
+    "clock_jumped": logging.WARNING,
     "reload_refused": logging.ERROR,
 }
 _SUFFIXES = {
@@ -60,6 +62,8 @@ def words(name: str, detail: Mapping[str, Any]) -> str:
         places = [f"http://{detail['host']}:{detail['port']}"] if detail["host"] else []
         places += [f"unix:{detail['socket']}"] if detail["socket"] else []
         places += [f"native:{detail['native']}"] if detail.get("native") else []
+        places += [f"grpc://{detail['host']}:{detail['grpc_port']}"] if detail.get("grpc_port") else []
+        places += [f"grpc+unix:{detail['grpc_socket']}"] if detail.get("grpc_socket") else []
         return f"serving {detail['bundle']} at {' and '.join(places)}"
     if name == "switch":
         origin = f"{detail['from']} → " if detail["from"] else "starting with "

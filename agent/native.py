@@ -14,7 +14,6 @@ import array
 import contextlib
 import os
 import socket
-import stat
 import struct
 import threading
 import time
@@ -25,8 +24,8 @@ from agent.memfd import Budget
 from agent.model import ServedModel
 from agent.native_connection import Connection
 from agent.native_requests import NativeLimits
+from agent.unix_socket import claimed
 from agent.wire import Failure
-from subnets.errors import InputError
 
 _SO_PEERGROUPS = 59  # Linux 4.13; not in the socket module
 _GROUPS_BYTES = 1024  # the most that getsockopt takes here: 256 groups
@@ -43,23 +42,9 @@ def listen(path: Path) -> socket.socket:
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        if path.exists():
-            if not stat.S_ISSOCK(path.stat().st_mode):
-                raise InputError(f"{path}: exists and is not a socket; give another place for --native")
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-                if probe.connect_ex(str(path)) == 0:
-                    raise InputError(f"{path}: another process listens there; give another place for --native")
-            path.unlink()  # left behind by a process that was killed
-        path.parent.mkdir(parents=True, exist_ok=True)
-        before = os.umask(0o117)  # owner and group only, from the first moment
-        try:
+        with claimed(path, "--native"):
             listener.bind(str(path))
-        finally:
-            os.umask(before)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise InputError(f"{path}: cannot listen there ({error}); give another place for --native") from None
+            listener.listen(_BACKLOG)
     except BaseException:
         listener.close()
         raise

@@ -16,34 +16,29 @@ import numpy as np
 
 from agent.model import INPUT, OUTPUT, ServedModel, Unsupported, Wishes, pack_bytes
 from agent.regions import Regions
+from agent.tensors import (
+    LITTLE,
+    OutputWish,
+    byte_size,
+    check_output,
+    check_room,
+    checked_shape,
+    output_wish,
+    part_of,
+    shared,
+    short,
+)
 from agent.values import Answer
 from backends.base import Batch
 from subnets.errors import InputError
 
 HEADER = "Inference-Header-Content-Length"
-_LITTLE = np.dtype("<f4")
 
 Body = bytes | memoryview
 
 
 class TooLarge(InputError):
     """The body, or what it unpacks to, is larger than the server takes."""
-
-
-class Part(msgspec.Struct, frozen=True, gc=False):
-    """A part of a shared memory region."""
-
-    region: str
-    offset: int
-    byte_size: int
-
-
-class OutputWish(msgspec.Struct, frozen=True, gc=False):
-    """How a request wants its answer."""
-
-    binary: bool = False
-    classes: int = 0  # that many best classes instead of the logits; 0 = the logits
-    part: Part | None = None  # write it there
 
 
 _JSON, _BINARY = OutputWish(), OutputWish(binary=True)
@@ -124,13 +119,13 @@ def read_request(
         raise TooLarge(f"the JSON part has {length} bytes, at most {max_json_bytes} are taken; send a binary tensor")
     document = _read_json(body if head is None else body[:head])
     tensor = _only_input(document)
-    shape = _shape(tensor, model)
+    shape = checked_shape(tensor.get("shape"), model)
     parameters = _dictionary(tensor, "parameters")
     size = parameters.get("binary_data_size")
-    part = _part(parameters, f"input '{INPUT}'")
+    part = part_of(parameters, f"input '{INPUT}'")
     follow = len(body) - length
     if part is not None:
-        batch = _shared(part, shape, regions)
+        batch = shared(part, shape, regions)
         if follow:
             raise InputError(f"{follow} bytes follow the JSON, though the input lies in shared memory")
     elif size is not None:
@@ -144,10 +139,7 @@ def read_request(
         raise InputError("'id' must be a string")
     asked = _dictionary(document, "parameters")
     output = _output(document, asked.get("binary_data_output") is True)
-    if output.part is not None:
-        regions.check(output.part.region, output.part.offset, output.part.byte_size)
-        needed = 0 if output.classes else 4 * shape[0] * model.agent.classes
-        _check_room(output.part, needed)
+    check_output(output, shape[0], model, regions)
     return InferRequest(batch=batch, id=identifier, wishes=model.wishes(asked, pinned), output=output)
 
 
@@ -173,10 +165,10 @@ def write_reply(
     if not wish.binary and wish.part is None:
         output["data"] = [s.decode() for s in strings] if wish.classes else answer.logits.ravel().tolist()
         return msgspec.json.encode(document), None
-    content = pack_bytes(strings) if wish.classes else answer.logits.astype(_LITTLE, copy=False).tobytes()
+    content = pack_bytes(strings) if wish.classes else answer.logits.astype(LITTLE, copy=False).tobytes()
     if wish.part is not None:
         # Neither 'data' nor 'parameters' beside it: Triton's C++ client takes any 'parameters' for a binary tensor.
-        _check_room(wish.part, len(content))
+        check_room(wish.part, len(content))
         regions.write(wish.part.region, wish.part.offset, content)
         return msgspec.json.encode(document), None
     output["parameters"] = {"binary_data_size": len(content)}
@@ -221,49 +213,20 @@ def _only_input(document: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"the model takes exactly one input, '{INPUT}'")
     tensor: dict[str, Any] = inputs[0]
     if tensor.get("name") != INPUT:
-        raise InputError(f"unexpected inference input {_short(tensor.get('name'))}; the model takes '{INPUT}'")
+        raise InputError(f"unexpected inference input {short(tensor.get('name'))}; the model takes '{INPUT}'")
     if tensor.get("datatype") != "FP32":
-        raise InputError(f"input '{INPUT}' has datatype {_short(tensor.get('datatype'))}; send FP32")
+        raise InputError(f"input '{INPUT}' has datatype {short(tensor.get('datatype'))}; send FP32")
     return tensor
 
 
-def _shape(tensor: dict[str, Any], model: ServedModel) -> tuple[int, ...]:
-    shape = tensor.get("shape")
-    whole = isinstance(shape, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in shape)
-    if not isinstance(shape, list) or not whole or len(shape) != 4 or tuple(shape[1:]) != model.shape or shape[0] < 1:
-        raise InputError(
-            f"input '{INPUT}' has shape {str(shape)[:80]}; expected [N, {', '.join(map(str, model.shape))}]"
-        )
-    if shape[0] > model.max_images:
-        raise InputError(
-            f"a batch of {_short(shape[0])} images is too large; send at most {model.max_images} at a time"
-        )
-    return tuple(shape)
-
-
-def _bytes(shape: tuple[int, ...]) -> int:
-    return 4 * shape[0] * shape[1] * shape[2] * shape[3]
-
-
 def _binary(rest: memoryview, size: object, shape: tuple[int, ...]) -> Batch:
-    expected = _bytes(shape)
+    expected = byte_size(shape)
     if isinstance(size, bool) or size != expected or len(rest) != expected:
         raise InputError(
             f"input '{INPUT}' of shape {list(shape)} needs {expected} bytes; "
-            f"'binary_data_size' is {_short(size)} and {len(rest)} bytes follow the JSON"
+            f"'binary_data_size' is {short(size)} and {len(rest)} bytes follow the JSON"
         )
-    return np.frombuffer(rest, _LITTLE).reshape(shape).astype(np.float32, copy=False)
-
-
-def _shared(part: Part, shape: tuple[int, ...], regions: Regions) -> Batch:
-    expected = _bytes(shape)
-    if part.byte_size != expected:
-        raise InputError(
-            f"input '{INPUT}' of shape {list(shape)} needs {expected} bytes; "
-            f"'shared_memory_byte_size' is {part.byte_size}"
-        )
-    content = regions.read(part.region, part.offset, expected)
-    return content.view(_LITTLE).reshape(shape).astype(np.float32, copy=False)
+    return np.frombuffer(rest, LITTLE).reshape(shape).astype(np.float32, copy=False)
 
 
 def _numbers(data: object, shape: tuple[int, ...]) -> Batch:
@@ -294,47 +257,5 @@ def _output(document: dict[str, Any], binary: bool) -> OutputWish:
         raise InputError(f"'outputs' must be a list of one object, the model gives '{OUTPUT}' alone")
     output = outputs[0]
     if output.get("name") != OUTPUT:
-        raise InputError(f"unexpected inference output {_short(output.get('name'))}; the model gives '{OUTPUT}'")
-    parameters = _dictionary(output, "parameters")
-    part = _part(parameters, f"output '{OUTPUT}'")
-    classes = parameters.get("classification", 0)
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
-        raise InputError(f"'classification' is {_short(classes)}; give how many classes are wanted")
-    return OutputWish(bool(parameters.get("binary_data", binary)), classes, part)
-
-
-def _part(parameters: dict[str, Any], whose: str) -> Part | None:
-    region = parameters.get("shared_memory_region")
-    if region is None:
-        return None
-    if not isinstance(region, str):
-        raise InputError(f"{whose}: 'shared_memory_region' must be a name")
-    return Part(
-        region,
-        whole(parameters, "shared_memory_offset", whose, 0),
-        whole(parameters, "shared_memory_byte_size", whose),
-    )
-
-
-def whole(owner: dict[str, Any], key: str, whose: str, default: int | None = None) -> int:
-    """A number of bytes out of a JSON object.
-
-    Raises:
-        InputError: it is missing, or none.
-    """
-    value = owner.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
-        raise InputError(f"{whose}: '{key}' is {_short(value)}; give a whole number of bytes")
-    return value
-
-
-def _check_room(part: Part, needed: int) -> None:
-    if part.byte_size < needed:
-        raise InputError(
-            f"shared memory size specified with the request for output '{OUTPUT}' ({part.byte_size} bytes) "
-            f"should be at least {needed} bytes to hold the results"
-        )
-
-
-def _short(value: object) -> str:
-    return repr(value)[:60]
+        raise InputError(f"unexpected inference output {short(output.get('name'))}; the model gives '{OUTPUT}'")
+    return output_wish(_dictionary(output, "parameters"), binary)

@@ -33,6 +33,7 @@ from agent.http_replies import Reply, json_reply, refusal, refusal_of
 from agent.model import ServedModel, Unsupported
 from agent.regions import Regions
 from agent.statistics import ServingStatistics
+from agent.tensors import whole
 from subnets.errors import InputError
 
 _Endpoint = Callable[[Request], Awaitable[Any]]
@@ -168,8 +169,8 @@ class _Routes:
         key = asked.get("key")
         if not isinstance(key, str):
             raise InputError(f"{whose}: 'key' must be the name of a shared memory object")
-        offset = protocol.whole(asked, "offset", whose, 0)
-        self.regions.register(name, key, offset, protocol.whole(asked, "byte_size", whose))
+        offset = whole(asked, "offset", whose, 0)
+        self.regions.register(name, key, offset, whole(asked, "byte_size", whose))
 
     async def region_unregister(self, request: Request) -> None:
         self.regions.unregister(request.path_params.get("region"))

@@ -74,7 +74,11 @@ def test_server_and_model_are_live_and_ready(client, agent, backend, helpers, im
 
 def test_server_and_model_describe_themselves(client):
     told = client.get_server_metadata()
-    assert (told.name, told.version, list(told.extensions)) == ("gearshift", "1.2.3", ["one", "two"])
+    assert (told.name, told.version) == ("gearshift", "1.2.3")
+    assert set(told.extensions) == {
+        *("classification", "model_configuration", "parameters", "statistics"),
+        *("system_shared_memory", "model_repository"),
+    }
     described = client.get_model_metadata("tiny")
     assert (described.name, list(described.versions)) == ("tiny", ["1", "2", "3", "4"])
     assert described.platform == "gearshift"
@@ -368,8 +372,11 @@ def test_tensors_go_through_shared_memory_both_ways(client, images, helpers, reg
 def test_shared_memory_is_refused_where_it_is_off(agent, make_grpc):
     from agent.regions import Regions
 
-    server = make_grpc(agent, regions=Regions(enabled=False))
+    server = make_grpc(agent, regions=Regions(enabled=False), model_control=False)
     with triton.InferenceServerClient(server.address) as client:
+        told = client.get_server_metadata().extensions
+        assert not {"system_shared_memory", "model_repository"} & set(told) and "statistics" in told
+        assert refused(lambda: client.unload_model("tiny"))[0] == "UNIMPLEMENTED"
         code, words = refused(lambda: client.register_system_shared_memory("r", "/none", 4))
         assert code == "UNIMPLEMENTED" and "shared_memory = true" in words
 
