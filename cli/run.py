@@ -28,6 +28,9 @@ import click
 @click.option("--host", help="Where to listen, an address of this machine only; default 127.0.0.1.")
 @click.option("--port", type=int, help="Default 8700; 0 = any free one.")
 @click.option("--socket", help="Listen on this Unix socket too.")
+@click.option("--native", help="Listen here for neighbours on the device (agent.client), the fastest way.")
+@click.option("--grpc-port", type=int, help="Serve gRPC too, at this port; 0 = any free one.")
+@click.option("--grpc-socket", help="Serve gRPC on this Unix socket.")
 @click.option("--journal", type=click.Path(file_okay=False), help="Record conditions, decisions and answers here.")
 @click.option("--dry-run", is_flag=True, help="Tell decisions without acting on them.")
 @click.option(
@@ -85,6 +88,9 @@ _KEYS = {
     "host": "serve.host",
     "port": "serve.port",
     "socket": "serve.socket",
+    "native": "serve.native",
+    "grpc_port": "serve.grpc_port",
+    "grpc_socket": "serve.grpc_socket",
 }
 
 
