@@ -57,6 +57,7 @@ class AgentSection(Section, frozen=True, kw_only=True):
     journal_size: Quantity = "16MiB"  # of one file before it is compressed
     journal_keep: int = 16  # compressed files
     state: str = ""  # folder of what restarts go on from; empty = $STATE_DIRECTORY, the journal's, or the user's
+    recalibrate: bool = False  # measure rows that are off the table for long again, and store the new table
     dry_run: bool = False
     log_format: Form = "auto"  # or "text", "json"
 

@@ -22,6 +22,8 @@ from agent.choosing import Chooser
 from agent.figures import LoadFigures
 from agent.waiting import Request, Waiting
 
+_ROUNDING_MS = 1e-3
+
 
 class Hopeless:
     """Finds requests that cannot be answered in time.
@@ -56,7 +58,7 @@ class Hopeless:
         slowdown = self._figures.slowdown(now_s, None) or 1.0
         own_ms = min(resident.plan(request.images).expected_ms for resident in engines)
         left_ms = (request.due_s - now_s) * 1000
-        if (ahead_ms + own_ms) * slowdown <= left_ms:
+        if (ahead_ms + own_ms) * slowdown <= left_ms + _ROUNDING_MS:
             return ""
         return (
             f"the deadline cannot be kept: {left_ms:.1f} ms are left, the fastest engine that may answer takes "

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from agent.front_doors import FrontDoors
 
 DRAIN_S = 20.0
+EXIT_HUNG = 70  # EX_SOFTWARE
+_LAST_WORDS_S = 5.0
 Tell = Callable[[str, dict[str, Any]], None]
 # Settings that a reload takes up; the others need a restart.
 _RELOADABLE = ("goals.", "guard.", "policy.", "agent.policy")
@@ -114,6 +117,7 @@ def assemble(config: Config, *, force: bool = False, tell: Tell = lambda name, d
         version=version(),
         limits=config.guard.limits(goals),
         keeper=keeper,
+        recalibrate=_storing(_table_path(config, bundle)) if config.agent.recalibrate else None,
     )
 
 
@@ -126,6 +130,18 @@ def _table_path(config: Config, bundle: Bundle) -> Path:
             f"'gearshift calibrate {config.agent.bundle} --out {path}'"
         )
     return path
+
+
+def _storing(path: Path) -> Callable[[tables.Table], None]:
+    """What stores a new table in the place of the old one, which it keeps beside it."""
+
+    def store(table: tables.Table) -> None:
+        old = path.with_name(f"{path.stem}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}{path.suffix}")
+        with tables.disk_errors(old):
+            shutil.copy2(path, old)
+        tables.write(table, path)
+
+    return store
 
 
 def _rows(table: tables.Table, config: Config) -> tuple[tables.Row, ...]:
@@ -192,6 +208,8 @@ class Service:
             agent = assemble(self._config, force=self._force, tell=self._tell)
             agent.on_event(self._on_event)
             self._serve(agent, instance)
+            if agent.status().counters.engine_hangs:
+                os._exit(0)  # the interpreter's own end may wait for a thread that is still in an engine
 
     def _serve(self, agent: Agent, instance: Instance) -> None:
         from agent.front_doors import FrontDoors
@@ -244,6 +262,8 @@ class Service:
         while doors.alive:
             self._wake.wait(1.0)
             self._wake.clear()
+            if agent.hopeless:
+                self._leave(agent)
             while self._signals:
                 number = self._signals.pop(0)
                 if number == signal.SIGUSR1:
@@ -258,6 +278,15 @@ class Service:
                 self._take_up(agent, self._config)
             self._jumped = False
         raise UnavailableError("the HTTP server has ended by itself")
+
+    def _leave(self, agent: Agent) -> NoReturn:
+        """Ends the process where nothing else helps, so that whoever started it starts it again."""
+        self._tell("agent_hung", {"error": agent.hopeless})
+        notify("STOPPING=1", f"STATUS={agent.hopeless}")
+        last_words = threading.Thread(target=lambda: agent.close(drain_s=0), daemon=True)
+        last_words.start()
+        last_words.join(_LAST_WORDS_S)  # journal and state; what hangs is not waited for
+        os._exit(EXIT_HUNG)
 
     def _apply(self, agent: Agent) -> None:
         """Takes up a changed configuration, or keeps the old one and says why."""
