@@ -6,6 +6,7 @@ address that cannot be used is told before engines are loaded; they answer from 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,11 +152,17 @@ def _grpc(
     regions: Regions,
     statistics: ServingStatistics,
 ) -> GrpcFront:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log would come between ours, in another form
     try:
         from agent.grpc_front import GrpcFront
         from agent.grpc_server import GrpcLimits
     except ModuleNotFoundError as error:
-        raise UnavailableError(f"gRPC needs {error.name}; install it with: pip install 'gearshift[grpc]'") from None
+        if (error.name or "").partition(".")[0] not in ("grpc", "google"):
+            raise
+        raise UnavailableError(
+            "gRPC needs grpcio and protobuf; install them with: pip install 'gearshift[grpc]', or leave "
+            "serve.grpc_port and serve.grpc_socket out"
+        ) from None
     return GrpcFront(
         model,
         host=serve.host or "127.0.0.1",

@@ -110,3 +110,32 @@ def test_ipv6_loopback(front, images, helpers):
 def test_the_agent_does_not_import_grpc_before_it_is_configured():
     program = "import sys, agent, agent.service, agent.config; sys.exit('grpc' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_without_grpc_installed_the_agent_says_what_to_install(tmp_path):
+    program = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "grpc":
+            raise ModuleNotFoundError("No module named 'grpc'", name="grpc")
+
+sys.meta_path.insert(0, Refuse())
+import pathlib
+from agent.config import ServeSection
+from agent.front_doors import FrontDoors
+from subnets.errors import UnavailableError
+from types import SimpleNamespace as Any
+
+bundle = Any(name="m", input=Any(shape=(1, 4, 4)), ladder=Any(names=("s1",)))
+agent = Any(bundle=bundle, table=Any(rows=[Any(subnet="s1")]))
+try:
+    FrontDoors(agent, ServeSection(port=0, grpc_socket=sys.argv[1]))
+except UnavailableError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "g.sock")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("gRPC needs grpcio and protobuf; install them with: pip install 'gearshift[grpc]'")
+    assert ran.stdout.count("\n") == 1
