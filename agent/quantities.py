@@ -72,3 +72,31 @@ def seconds_until(value: str | float, now: datetime.datetime | None = None) -> f
     if then <= now.replace(tzinfo=None):
         then += datetime.timedelta(days=1)
     return then.astimezone().timestamp() - now.timestamp()
+
+
+def time_past(value: str, now: datetime.datetime | None = None) -> float:
+    """A moment as Unix time: a time of day (``14:05`` or ``14:05:30``, the last one that was) or an ISO date and time.
+
+    Without a zone it is local time.
+
+    Raises:
+        InputError: it is neither, or lies in the future.
+    """
+    now = (now or datetime.datetime.now()).astimezone()
+    clock = re.fullmatch(r"\s*([01]?[0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?\s*", value)
+    if clock is not None:
+        then = now.replace(
+            hour=int(clock[1]), minute=int(clock[2]), second=int(clock[3] or 0), microsecond=0, tzinfo=None
+        )
+        if then > now.replace(tzinfo=None):
+            then -= datetime.timedelta(days=1)
+        return then.astimezone().timestamp()
+    try:
+        moment = datetime.datetime.fromisoformat(value.strip())
+    except ValueError:
+        raise InputError(
+            f"'{value}' is neither a time of day (14:05 or 14:05:30) nor a date and time (2026-01-31T14:05)"
+        ) from None
+    if moment.timestamp() > now.timestamp():
+        raise InputError(f"'{value}' lies in the future; give a time that has been")
+    return moment.timestamp()

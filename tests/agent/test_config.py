@@ -148,3 +148,31 @@ def test_a_time_of_day_is_the_next_one(monkeypatch):
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_a_moment_that_has_been_is_the_last_such_time_of_day_or_an_iso_time(monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    try:
+        noon = datetime.datetime(2026, 1, 31, 12, 0)
+        told = {
+            text: datetime.datetime.fromtimestamp(quantities.time_past(text, noon)).isoformat()
+            for text in ("11:30", "11:30:15", "12:30", "2026-01-02 03:04", "2026-01-31T14:00:00+03:00")
+        }
+        assert list(told.values()) == [
+            "2026-01-31T11:30:00",
+            "2026-01-31T11:30:15",
+            "2026-01-30T12:30:00",  # yesterday's
+            "2026-01-02T03:04:00",
+            "2026-01-31T11:00:00",
+        ]
+        for wrong, why in (
+            ("noon", "neither a time of day"),
+            ("2027-01-01", "lies in the future"),
+            ("25:00", "neither"),
+        ):
+            with pytest.raises(InputError, match=why):
+                quantities.time_past(wrong, noon)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
