@@ -251,6 +251,7 @@ class Protocol(Strict, frozen=True, kw_only=True):
     rests_ms: tuple[float, ...] = ()  # of the duty-cycle fit; empty: the budget was too short for one
     sessions: int = 1  # more than 1: interrupted and resumed
     tables: int = 1  # more than 1: merged from so many
+    remeasured: dict[str, str] = msgspec.field(default_factory=dict)  # point -> when an agent measured it again
 
 
 class Table(Strict, frozen=True, kw_only=True):
@@ -397,7 +398,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UnavailableError(
                 f"{path}: no room to write it ({error.strerror}); free some, or write to another disk"
             ) from None

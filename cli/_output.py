@@ -60,12 +60,14 @@ def progress() -> Progress:
         TimeRemainingColumn,
     )
 
+    screen = console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=console(stderr=True),
+        console=screen,
         transient=True,
+        disable=not screen.is_terminal,  # else it leaves an empty line
     )
