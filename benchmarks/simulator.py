@@ -4,8 +4,9 @@ Three runs, on one core, each repeated; the fastest repetition counts, since eve
 down. Loading the machine code is not part of a run and is told apart.
 
 * ``day``: 24 hours at 100 requests a second; the policy decides once a second.
-* ``busy``: one hour at 500 requests a second, where the hot loop weighs more than the policy.
-* ``twin``: the first minutes of the busy hour compiled and in plain Python; both outcomes must be equal.
+* ``busy``: a day squeezed into four hours, 1000 requests a second on average, with bursts, a hot afternoon and a busy
+  neighbour; the hot loop weighs more than the policy.
+* ``twin``: two minutes of the busy day compiled and in plain Python; both outcomes must be equal.
 
     python benchmarks/simulator.py > simulator.json
 """
@@ -44,8 +45,8 @@ def main() -> None:
     kernel.compiled()
     loaded_s = time.perf_counter() - started
     day = load(f"diurnal:rate=100,hours={options.hours:g},seed=1")
-    busy = load("diurnal:rate=500,hours=1,seed=1")
-    part = busy.cut(0.0, 120.0)
+    busy = load("day:rate=1000,hours=4,burst=2,bursts_per_hour=10,seed=1")
+    part = busy.cut(7200.0, 120.0)
     fast, outcome = _run(part, True, options.repeats)
     plain, same = _run(part, False, 1)
     if outcome != same:

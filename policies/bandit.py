@@ -76,6 +76,7 @@ class Bandit(RungPolicy, Remembering[_Memory]):
         "battery_energy_j",
         "battery_power_w",
         "on_mains",
+        "power_w",
     )
 
     def __init__(

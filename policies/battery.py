@@ -54,7 +54,7 @@ class Battery(RungPolicy, Remembering[_Memory]):
     """
 
     name = "battery"
-    looks_at = ("battery_charge", "battery_energy_j", "battery_power_w", "on_mains", "arrival_rate_hz")
+    looks_at = ("battery_charge", "battery_energy_j", "battery_power_w", "on_mains", "arrival_rate_hz", "power_w")
 
     def __init__(self, goals: Goals, *, mix_s: float = 60.0, where: Where | None = None) -> None:
         super().__init__(goals, where=where)

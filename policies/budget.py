@@ -5,7 +5,10 @@
     mean budget  = (energy left - reserve) / (last_until - now)
     per answer   = (mean budget - base power ahead) / arrival rate ahead
     budget now   = base power now + arrival rate now * energy per answer
-    power of i   = base power now + min(arrival rate now, throughput_i) * net energy per image_i
+    power of i   = base power now + share * min(arrival rate now, throughput_i) * net energy per image_i
+
+The *share* (0..1) is what the measured domain draws above idle over what it should: less where requests are dropped, go
+together in batches, or are answered below the ceiling.
 
 Spending the same for *each answer*, not for each second, is what a linear programme over the time left does: with one
 budget and concave accuracy its optimum has the same price of energy at all times (:mod:`policies.hull`). What is ahead
@@ -15,6 +18,7 @@ is forecast from what was seen: the present value fades into the long-run mean. 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -28,6 +32,7 @@ _LONG_S = 7200.0  # over which the long-run means forget
 _FADE_S = 600.0  # in which a forecast goes from the present to the long-run mean
 _SETTLE_S = 6.0  # after a switch, power and arrival rate are still partly those of the rung before
 _RECKON_S = 3600.0  # so long a silent gauge is bridged by what should have been drawn
+_LEAST_SHARE = 0.1  # of what the table says that answering draws
 _LEAST_BUSY = 0.001  # share of a processor below which nothing can be told from its work
 
 
@@ -36,6 +41,8 @@ class BudgetMemory(msgspec.Struct, forbid_unknown_fields=True):
 
     base_w: Smoothed = msgspec.field(default_factory=Smoothed)  # beside inference, less what is harvested
     watts_per_core: Smoothed = msgspec.field(default_factory=Smoothed)  # only where the table has no energies
+    drawn_above_w: Smoothed = msgspec.field(default_factory=Smoothed)  # by the measured domain, above idle
+    modelled_w: Smoothed = msgspec.field(default_factory=Smoothed)  # by the table for the same
     long_base_w: LongMean = msgspec.field(default_factory=LongMean)
     long_rate_hz: LongMean = msgspec.field(default_factory=LongMean)
     running: int | None = None  # the rung in use
@@ -152,16 +159,19 @@ def budget(
     budget_w = mean_w + draw.base_w - base_ahead
     if rate_ahead > 0:
         budget_w = draw.base_w + (mean_w - base_ahead) * (draw.rate_hz / rate_ahead)
-    most = model.throughput_hz
     return Budget(
         left=left,
-        watts=tuple(draw.base_w + min(draw.rate_hz, hz) * cost for hz, cost in zip(most, draw.costs, strict=True)),
-        watts_ahead=tuple(base_ahead + min(rate_ahead, hz) * cost for hz, cost in zip(most, draw.costs, strict=True)),
+        watts=_watts(draw.base_w, draw.rate_hz, model.throughput_hz, draw.costs),
+        watts_ahead=_watts(base_ahead, rate_ahead, model.throughput_hz, draw.costs),
         budget_w=mean_w if draw.rate_hz == rate_ahead and draw.base_w == base_ahead else budget_w,
         mean_w=mean_w,
         rate_hz=draw.rate_hz,
         remaining_s=remaining_s,
     )
+
+
+def _watts(base_w: float, rate_hz: float, most_hz: Sequence[float], costs: Sequence[float]) -> tuple[float, ...]:
+    return tuple([base_w + (hz if hz < rate_hz else rate_hz) * cost for hz, cost in zip(most_hz, costs, strict=True)])
 
 
 def _ahead(now: float, long: float | None, share: float) -> float:
@@ -200,9 +210,18 @@ def _draw(memory: BudgetMemory, conditions: Conditions, model: PowerModel, runni
         memory.running = running
     if memory.running_s is not None and 0 <= now - memory.running_s < _SETTLE_S:
         measured = None
+    power = conditions.power_w
+    if memory.running_s is not None and 0 <= now - memory.running_s < _SETTLE_S:
+        power = None
     if conditions.on_mains or (measured is not None and measured <= 0 and conditions.on_mains is None):
         measured = None  # what charges the battery says nothing of what is drawn
     if (net_j := model.net_j(rate)) is not None:
+        if power is not None and running is not None and model.idle_w is not None:
+            memory.drawn_above_w.update(max(0.0, power - model.idle_w), now, _BASE_S)
+            memory.modelled_w.update(min(rate, model.throughput_hz[running]) * net_j[running], now, _BASE_S)
+        if (modelled_w := memory.modelled_w.value) and (drawn_w := memory.drawn_above_w.value) is not None:
+            share = min(1.0, max(_LEAST_SHARE, drawn_w / modelled_w))
+            net_j = tuple([share * joules for joules in net_j])
         if measured is not None and running is not None:
             base = measured - min(rate, model.throughput_hz[running]) * net_j[running]
             memory.base_w.update(base, now, _BASE_S)

@@ -49,7 +49,8 @@ class Composite(Policy):
         settle_s: least time between two steps, in seconds (thermal).
         clear_s: time without throttling before a step up, in seconds (thermal).
         mix_s: shortest stay on the upper of two mixed rungs, in seconds; 0 never mixes (battery).
-        caution: factor on the arrival rate that the slack plan is made for, from 1.
+        caution: least factor on the arrival rate that the slack plan is made for, from 1; grows while more answers are
+            late than the deadline's percentile allows.
         up_votes: decisions in a row before going up, from 1.
         down_votes: decisions in a row before going down, from 1.
         dwell_s: shortest stay before going up, in seconds.
@@ -58,7 +59,16 @@ class Composite(Policy):
 
     name = "composite"
     looks_at = tuple(
-        dict.fromkeys((*Throughput.looks_at, *Thermal.looks_at, *Battery.looks_at, *Power.looks_at, *Crowd.looks_at))
+        dict.fromkeys(
+            (
+                *Throughput.looks_at,
+                *Thermal.looks_at,
+                *Battery.looks_at,
+                *Power.looks_at,
+                *Crowd.looks_at,
+                "miss_rate",
+            )
+        )
     )
 
     def __init__(
@@ -69,12 +79,12 @@ class Composite(Policy):
         h_lo: float = 0.15,
         h_hi: float = 0.35,
         forecast_s: float = 30.0,
-        margin_c: float = 2.0,
+        margin_c: float = 1.0,
         reference_c: float = 25.0,
         settle_s: float = 10.0,
         clear_s: float = 60.0,
         mix_s: float = 600.0,
-        caution: float = 1.4,
+        caution: float = 2.0,
         up_votes: int = 10,
         down_votes: int = 1,
         dwell_s: float = 10.0,

@@ -55,8 +55,9 @@ class Crowd(RungPolicy, Remembering[_Memory]):
         slowdown = 1.0 if conditions.slowdown is None else conditions.slowdown
         memory.bins = self._plans.bins(table, _LOOSE * rate, slowdown, memory.bins)
         planned = self._plans.plan(table, memory.bins, math.inf)
-        best = planned.ceiling.accuracy
-        chosen = max((index for index, row in enumerate(rungs.rows) if row.accuracy <= best), default=0)
+        best, chosen = planned.ceiling.accuracy, top
+        while chosen > 0 and rungs.rows[chosen].accuracy > best:
+            chosen -= 1
         hopeless = planned.gain < _HOPELESS * rungs.rows[0].accuracy
         words = f"{rungs.labels[chosen]} is the best of use at {rate:.1f}/s"
         if hopeless:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from calibration.table import Table
@@ -10,12 +12,17 @@ from policies.queueplan import QueuePlans
 from policies.wrapper import Wrapper
 
 _LEAD_S = 5.0  # a rising rate is taken where it will be then: it comes smoothed over about as long
+_LEARN_S = 100.0  # in which caution grows e-fold while twice as many answers are late as may be
+_MOST = 4.0  # times the least caution; more would be of no use
+_FASTEST = 50.0  # times that speed, at most: a single bad moment must not decide
+_LONGEST_S = 10.0  # a longer gap between decisions counts as this
 
 
 class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     bins: tuple[int, int] | None = None
     rate_hz: float | None = None
     seen_s: float = 0.0
+    more: float = 1.0  # caution over the least
 
 
 class Fast(Wrapper[_Memory]):
@@ -24,9 +31,15 @@ class Fast(Wrapper[_Memory]):
     The ceiling's accuracy bounds the plan, not its batch size: under load, steps with larger batches appear. An unknown
     arrival rate counts as idle. Without a deadline the inner policy's own plan stands.
 
+    The plan supposes that arrivals are independent, as a Poisson process has them. Real ones come in clumps, which a
+    plan for a higher rate is ready for. How much higher is learnt from the share of late answers, ``m``, against the
+    share ``q`` that the goals allow (one less the deadline's percentile), between ``caution`` and four times that::
+
+        d ln c / dt = (m / q - 1) / 100 s
+
     Args:
         plans: shared with whoever else needs them.
-        caution: factor on the arrival rate, from 1.
+        caution: least factor on the arrival rate, from 1.
     """
 
     name = "fast"
@@ -34,17 +47,22 @@ class Fast(Wrapper[_Memory]):
     def __init__(self, inner: Policy, plans: QueuePlans, *, caution: float = 1.0) -> None:
         super().__init__(inner, _Memory)
         self._plans, self._caution = plans, caution
-        self.looks_at = tuple(dict.fromkeys((*inner.looks_at, "arrival_rate_hz", "slowdown")))
+        self.looks_at = tuple(dict.fromkeys((*inner.looks_at, "arrival_rate_hz", "slowdown", "miss_rate")))
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
         """The inner decision with another plan."""
         decision = self.inner.decide(conditions, table, current)
         if self._plans.goals.deadline_ms is None:
             return decision
-        rate = self._leading(conditions)
-        slowdown = 1.0 if conditions.slowdown is None else conditions.slowdown
         memory = self._memory
-        memory.bins = self._plans.bins(table, rate * self._caution, slowdown, memory.bins)
+        elapsed = max(0.0, conditions.time_s - memory.seen_s)
+        if conditions.miss_rate is not None:
+            late = conditions.miss_rate / (1.0 - self._plans.goals.deadline_percentile)
+            growth = min(_FASTEST, late - 1.0) * min(elapsed, _LONGEST_S) / _LEARN_S
+            memory.more = min(_MOST, max(1.0, memory.more * math.exp(growth)))
+        rate = self._leading(conditions, elapsed) * self._caution * memory.more
+        slowdown = 1.0 if conditions.slowdown is None else conditions.slowdown
+        memory.bins = self._plans.bins(table, rate, slowdown, memory.bins)
         accuracy = self._order(table).row[decision.point].accuracy
         planned = self._plans.plan(table, memory.bins, accuracy)
         if planned.ceiling.accuracy > accuracy:
@@ -52,15 +70,15 @@ class Fast(Wrapper[_Memory]):
         steps = planned.steps
         if not steps and planned.ceiling.point != decision.point:
             steps = (SlackStep(0.0, planned.ceiling.point),)
-        return msgspec.structs.replace(decision, slack_plan=steps)
+        return decision if steps == decision.slack_plan else msgspec.structs.replace(decision, slack_plan=steps)
 
-    def _leading(self, conditions: Conditions) -> float:
+    def _leading(self, conditions: Conditions, elapsed: float) -> float:
         """The arrival rate, ahead of its smoothing while it rises; what is unknown counts as idle."""
-        memory, rate, now = self._memory, conditions.arrival_rate_hz, conditions.time_s
+        memory, rate = self._memory, conditions.arrival_rate_hz
+        before, memory.seen_s = memory.rate_hz, conditions.time_s
         if rate is None:
             return 0.0
-        before, elapsed = memory.rate_hz, now - memory.seen_s
-        memory.rate_hz, memory.seen_s = rate, now
+        memory.rate_hz = rate
         if before is None or elapsed <= 0 or rate <= before:
             return rate
         return rate + (rate - before) * max(1.0, _LEAD_S / elapsed)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import msgspec
 
 from calibration.table import Row, Table
 from policies.base import Goals, SlackStep
 from policies.fitting import plan_of, shelves
-from policies.rungs import PerTable, Rungs, Where
+from policies.rungs import PerTable, Rungs, Where, same_engine
 
 _STEP = 1.15  # ratio between neighbouring bins of load and of slowdown
 _STICK = 0.25  # of a bin, by which a value must leave its bin before the next one is taken
 _IDLE = 0.3  # of what the most accurate rows can answer: plans for less would be caught out by the first burst
 _RESTED = 0.05  # requests in the time that an engine takes to settle, below which it counts as quite rested
-_CROWDED = 0.7  # busy share of the quickest row, above which late requests are worked off in large batches
 _LONGEST_QUEUE = 32  # waiting requests beside a batch; a longer deadline is not used up for queueing
 _LONGEST_SERVICES = 40.0  # so many services of the slowest row, for the same reason
 
@@ -59,7 +59,7 @@ class QueuePlans:
         return solved[key]
 
     def _solve(self, table: Table, rate_hz: float, slowdown: float, most_accuracy: float) -> Planned:
-        from policies.lindley import Action, solve
+        from policies.lindley import Action, Size, solve
 
         assert self.goals.deadline_ms is not None
         rests_hz, rate_hz = rate_hz, max(rate_hz, self._busy_hz(table))
@@ -83,6 +83,11 @@ class QueuePlans:
                 row.latency_p50_ms / 1000 * slowdown,
                 row.latency_p99_ms / 1000 * slowdown,
                 row.latency_ms_by_chance(rests_hz) / row.latency_p50_ms,
+                tuple(
+                    Size(one.batch_size, one.latency_p50_ms / 1000 * slowdown, one.latency_p99_ms / 1000 * slowdown)
+                    for one in _family(table, row)
+                    if one.batch_size < row.batch_size
+                ),
             )
             for row in rows
         ]
@@ -94,10 +99,10 @@ class QueuePlans:
             slack_ms = 1000 * (deadline_s - (solution.waits_s[place] + longer_s) / 2)
             if slack_ms > 0:
                 choices.append((slack_ms, rows[solution.actions[place]]))
-        # a burst may come at any rate: whoever is late must not keep others waiting
-        late = min(rows, key=lambda row: row.latency_p50_ms)
-        if rate_hz * slowdown > _CROWDED * late.throughput_per_s:
-            late = max(rows, key=lambda row: row.throughput_per_s)
+        # A burst may come at any rate: whoever is late must not keep others waiting. A large batch does no harm to few,
+        # for they run on the smaller engine.
+        quickest = min(rows, key=lambda row: row.latency_p50_ms)
+        late = max((row for row in _family(table, quickest) if row in rows), key=lambda row: row.throughput_per_s)
         steps, ceiling = plan_of([(0.0, late), *choices])
         return Planned(steps, ceiling, solution.gain, choices[-1][1])
 
@@ -113,13 +118,18 @@ class QueuePlans:
         return min([self._busy_hz(table), *(_RESTED / settle_s for settle_s in settles)])
 
 
+def _family(table: Table, row: Row) -> list[Row]:
+    """The same engine at all batch sizes, smallest first."""
+    return sorted((one for one in table.rows if same_engine(one, row)), key=lambda one: one.batch_size)
+
+
 def _bin(value: float, before: int | None) -> int:
     """The bin whose upper edge is the least power of the step at or above the value."""
-    place = math.log(value) / math.log(_STEP)
-    if before is not None and before - 1 - _STICK < place <= before + _STICK:
+    if before is not None and _edge(before - 1 - _STICK) < value <= _edge(before + _STICK):
         return before
-    return math.ceil(place - 1e-9)
+    return math.ceil(math.log(value) / math.log(_STEP) - 1e-9)
 
 
-def _edge(place: int) -> float:
+@cache
+def _edge(place: float) -> float:
     return float(_STEP**place)

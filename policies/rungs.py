@@ -5,6 +5,7 @@
 * :class:`RungPolicy`: base of the policies that choose a rung.
 * :class:`PerTable`: keeps what was derived from a table for as long as the same table comes.
 * :class:`Order`, :func:`order_of`: an order over *all* rows, for wrappers, which do not know the inner policy's rungs.
+* :func:`same_engine`: whether two rows differ in batch size alone.
 * :func:`require`: checks an option in a constructor.
 
 Knows nothing of conditions.
@@ -187,6 +188,17 @@ def order_of(table: Table) -> Order:
     """All rows sorted by accuracy, then by median latency per image."""
     ordered = sorted(table.rows, key=lambda row: (row.accuracy, row.latency_p50_ms / row.batch_size, row.point))
     return Order({row.point: row for row in ordered}, {row.point: rank for rank, row in enumerate(ordered)})
+
+
+def same_engine(one: Row, other: Row) -> bool:
+    """Whether two rows differ in their batch size alone: a dispatcher takes the smallest that holds all who wait."""
+    return (one.subnet, one.backend, one.device, one.precision, one.threads) == (
+        other.subnet,
+        other.backend,
+        other.device,
+        other.precision,
+        other.threads,
+    )
 
 
 def require(holds: bool, policy: str, option: str, value: Any, expected: str) -> None:

@@ -37,8 +37,16 @@ class Strictest(Policy):
         """The lowest ceiling."""
         order = self._order(table)
         decisions = [member.decide(conditions, table, current) for member in self.members]
-        lowest = min(decisions, key=lambda decision: (order.rank[decision.point], decision.bound == "none"))
-        planned = next((decision for decision in decisions if decision.slack_plan), lowest)
+        lowest, planned, urgent = decisions[0], None, False
+        least = (order.rank[lowest.point], lowest.bound == "none")
+        for decision in decisions:  # one pass, for this is the hot path of every replay
+            height = (order.rank[decision.point], decision.bound == "none")
+            if height < least:
+                lowest, least = decision, height
+            if planned is None and decision.slack_plan:
+                planned = decision
+            urgent = urgent or decision.urgent
+        planned = planned or lowest
         plan = planned.slack_plan
         if planned.point != lowest.point:
             plan = fit_plan(plan, order, lowest.point, conditions.slowdown)
@@ -46,7 +54,7 @@ class Strictest(Policy):
             point=lowest.point,
             reason=lowest.reason,
             bound=lowest.bound,
-            urgent=any(decision.urgent for decision in decisions),
+            urgent=urgent,
             slack_plan=plan,
         )
 

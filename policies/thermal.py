@@ -23,7 +23,7 @@ from subnets.errors import InputError
 
 _SLOPE_S = 15.0  # time constant of the slope: long against a sensor's 1 degree steps, short against a heat sink
 _POWER_S = 5.0  # time constant of the power that a forecast starts from
-_LONG = 20.0  # how much farther than forecast_s is looked before a step up
+_LONG = 3.0  # how much farther than forecast_s is looked before a step up: as long as it should last
 _WINDOWS = 3.0  # windows of identification in forecast_s
 _FILTERS = 4.0  # time constants of the temperature's filter in forecast_s
 _CLEARLY_C = 1.0  # a step up must stay so far below, a step of a coarse sensor
@@ -52,10 +52,10 @@ class Thermal(RungPolicy, Remembering[_Memory]):
     for rung i after ``s`` seconds, plus twice the standard deviation of the estimate. With ``H = forecast_s``::
 
         down to the best i with  T_i(H)    <= limit - margin
-        up one rung if           T_i(20 H) <= limit - margin - 1
+        up one rung if           T_i(3 H)  <= limit - margin - 1
 
     The longer look before going up keeps the number of switches small where no rung holds the limit exactly: the two
-    around it take turns of minutes. The power of a rung is the measured one, plus the table's difference.
+    around it take turns of a minute or more. The power of a rung is the measured one, plus the table's difference.
 
     *Until then*, each row of the table is tried in turn; at most one step per ``settle_s``, so that the last one can
     show its effect, which also holds with a model.
@@ -98,7 +98,7 @@ class Thermal(RungPolicy, Remembering[_Memory]):
         h_lo: float = 0.15,
         h_hi: float = 0.35,
         forecast_s: float = 30.0,
-        margin_c: float = 2.0,
+        margin_c: float = 1.0,
         reference_c: float = 25.0,
         settle_s: float = 10.0,
         clear_s: float = 60.0,

@@ -6,12 +6,11 @@
 * :mod:`simulation.plant`, :mod:`simulation.battery`, :mod:`simulation.sensors`: the device, and what can be seen of it.
 * :mod:`simulation.replay` (with ``server``, ``kernel`` and ``compiled``): the event loop; its hot part as machine code.
 * :mod:`simulation.outcome`, :mod:`simulation.report`: what came of it.
-* :mod:`simulation.oracle` (with ``fluid`` and ``planning``): what a clairvoyant could have reached.
+* :mod:`simulation.oracle` (with ``fluid``, ``planning`` and ``scripts``): what a clairvoyant could have reached.
 * :mod:`simulation.scenarios`, :mod:`simulation.synthetic`: traces with device and goals, scaled to a table; a made-up
   table.
 * :mod:`simulation.arena`, :mod:`simulation.standings`, :mod:`simulation.regret`, :mod:`simulation.tune`: policies
   against each other and against the clairvoyant.
-* :mod:`simulation.oracle` (with ``fluid`` and ``planning``): what could have come of it, had the future been known.
 
 The names below are the ones other folders use. Nothing here reads a clock, a sensor or an engine: everything comes
 from the table, the trace and a seed, and policies are the very objects that the agent runs.

@@ -10,12 +10,12 @@ import html as markup
 from collections.abc import Callable, Sequence
 
 from calibration.svg import Axis, Chart, page, table_html
-from simulation.arena import Bounded, Played, Result
+from simulation.arena import Played, Result
 from simulation.outcome import Outcome
 from simulation.regret import TRUSTED_GAP, Bounds
 from simulation.report import UNKNOWN, timeline
 from simulation.resampling import Estimate
-from simulation.standings import Comparison, Row, Standing, Standings
+from simulation.standings import Comparison, Row, Standing, Standings, bounds_of
 
 _SHOWN = 7  # policies with a colour of their own; the rest share one
 _OTHERS = "others"
@@ -225,7 +225,7 @@ def _profile(found: Standings, results: Sequence[Result]) -> str:
     """Share of runs in which a policy's regret stays below a value (Dolan and Moré 2002 plot ratios likewise)."""
     if not found.bounded:
         return ""
-    bounds = {(r.scenario, r.seed): r.bounds for r in results if isinstance(r, Bounded)}
+    bounds = bounds_of(results)
     missed: dict[str, list[float]] = {}
     for result in results:
         if isinstance(result, Played):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from calibration.table import Row, Table
 from policies.base import SlackStep
+from policies.rungs import same_engine
 from subnets.errors import InputError
 
 _Z99 = 2.3263478740408408  # standard normal quantile of 0.99
@@ -85,9 +86,7 @@ def _smaller(rows: Sequence[Row], place: int) -> int:
     same = [
         (row.batch_size, other)
         for other, row in enumerate(rows)
-        if row.batch_size < mine.batch_size
-        and (row.subnet, row.backend, row.device, row.precision, row.threads)
-        == (mine.subnet, mine.backend, mine.device, mine.precision, mine.threads)
+        if row.batch_size < mine.batch_size and same_engine(row, mine)
     ]
     return max(same)[1] if same else -1
 

@@ -1,4 +1,4 @@
-"""The agent's journal: read, turned into a trace, and replayed to verify that decisions repeat.
+"""The agent's journal: read, and turned into a trace.
 
 A journal is JSON Lines. Each line is an object with ``kind``, ``t_mono_ns`` and ``t_unix_ns``; the first is ``meta``,
 and every restart, reload and rotation writes another ``meta``. A torn last line (the power went) is skipped; a broken
@@ -6,8 +6,8 @@ line elsewhere is an error with its number. Rotated parts (``.jsonl.gz``) are gi
 
 * :func:`read` -> :class:`Journal` of :class:`Meta`, :class:`Recorded` decisions, :class:`Batch` and switches.
 * :func:`trace`: arrivals, deadlines, slowdown and mains of a journal.
-* :func:`verify_replay`, :func:`verify_recorded`: feed recorded conditions to a policy, given or named by the
-  journal, and compare its decisions bit for bit.
+
+What it decided is replayed by :mod:`simulation.verify`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from calibration.table import Table
-from policies.base import Conditions, Goals, Policy
+from policies.base import Conditions
 from simulation.trace import MAX_ARRIVALS, Floats, Trace
 from subnets.errors import InputError
 
@@ -101,15 +100,6 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     def decisions(self) -> int:
         """How many decisions were recorded."""
         return sum(len(session.decisions) for session in self.sessions)
-
-
-class Mismatch(msgspec.Struct, frozen=True):
-    """A decision that did not repeat."""
-
-    time_s: float  # of the recorded conditions
-    field: str
-    recorded: str
-    replayed: str
 
 
 class _Kind(msgspec.Struct):
@@ -257,85 +247,3 @@ def _held(values: Sequence[float | None]) -> Floats:
         last = last if value is None else value
         held.append(last)
     return np.asarray(held, np.float64)
-
-
-def verify_replay(journal: Journal, policy: Policy, table: Table) -> tuple[int, tuple[Mismatch, ...]]:
-    """Whether the policy decides again as it did: point, reason and bound, compared exactly.
-
-    At the start of each session the policy is reset and takes up the state that the session recorded. Where the
-    policy gave no answer and the agent stepped in there is nothing to compare; what it was asked it is asked again all
-    the same, for its state.
-
-    Returns:
-        How many decisions were compared, and the mismatches.
-
-    Raises:
-        InputError: the table lacks an operating point that the policy could choose from.
-    """
-    compared = 0
-    mismatches = []
-    for session in journal.sessions:
-        policy.reset()
-        if session.meta.policy is not None and session.meta.policy.state:
-            policy.restore(session.meta.policy.state)
-        shown = _shown(table, session.meta.points)
-        for recorded in session.decisions:
-            if recorded.asked:
-                _as_recorded(policy, recorded, shown)
-                continue
-            if recorded.bound == "fallback":
-                continue
-            decision = policy.decide(recorded.conditions, shown, recorded.current)
-            compared += 1
-            for field in ("point", "reason", "bound"):
-                was, now = getattr(recorded, field), getattr(decision, field)
-                if was != now:
-                    mismatches.append(Mismatch(recorded.conditions.time_s, field, was, now))
-                    break
-    return compared, tuple(mismatches)
-
-
-def _as_recorded(policy: Policy, recorded: Recorded, table: Table) -> None:
-    """Brings the policy into the state that it had after a decision that was never heard."""
-    if recorded.asked == "forgot":
-        policy.reset()
-    elif recorded.asked == "late":
-        before = policy.state()
-        try:
-            policy.decide(recorded.conditions, table, recorded.current)
-        except Exception:  # as it did then; the agent gave it back its state
-            policy.restore(before)
-
-
-def verify_recorded(journal: Journal, table: Table) -> tuple[int, tuple[Mismatch, ...]]:
-    """:func:`verify_replay` with the policies, options and goals that the journal itself names, session by session.
-
-    Raises:
-        InputError: a session does not say which policy was running, or there is no such policy.
-    """
-    from policies.registry import create
-
-    compared = 0
-    mismatches: list[Mismatch] = []
-    for number, session in enumerate(journal.sessions, 1):
-        record = session.meta.policy
-        if record is None:
-            raise InputError(f"{journal.name}: session {number} does not name its policy; it cannot be verified")
-        try:
-            goals = msgspec.convert(session.meta.goals, Goals)
-        except msgspec.ValidationError as error:
-            raise InputError(f"{journal.name}: session {number} has goals that cannot be read ({error})") from None
-        policy = create(record.name, goals, record.options)
-        count, found = verify_replay(msgspec.structs.replace(journal, sessions=(session,)), policy, table)
-        compared += count
-        mismatches += found
-    return compared, tuple(mismatches)
-
-
-def _shown(table: Table, points: tuple[str, ...]) -> Table:
-    """The table as the policy saw it."""
-    if not points:
-        return table
-    for point in points:
-        table.row(point)
-    return msgspec.structs.replace(table, rows=tuple(row for row in table.rows if row.point in points))

@@ -7,7 +7,7 @@
 
 Utility is the sum of accuracy over answers on time (:attr:`simulation.outcome.Outcome.accuracy_sum`). Hard limits are
 the temperature limit, the power cap, and "last until" with its reserve; minimum accuracy is not one. A policy that
-breaks a limit (:func:`simulation.planning.broken`) may well have more. The upper bound is :mod:`simulation.fluid`'s,
+breaks a limit (:func:`simulation.scripts.broken`) may well have more. The upper bound is :mod:`simulation.fluid`'s,
 the script :mod:`simulation.planning`'s.
 """
 
@@ -20,9 +20,10 @@ from calibration.table import Table
 from policies.base import Goals, Policy
 from simulation.fluid import Problem, upper_bound
 from simulation.outcome import Outcome
-from simulation.planning import Step, achieved, broken
+from simulation.planning import achieved
 from simulation.plant import Plant
 from simulation.replay import COMPILED_FROM, simulate
+from simulation.scripts import Step, broken
 from simulation.sensors import SensorModel
 from simulation.trace import Trace
 from subnets.bundle import Strict

@@ -1,8 +1,6 @@
 """The clairvoyant's plan: a dynamic program over what each choice is worth in each epoch, replayed for the truth.
 
-* :class:`Step`, :class:`Script`: decisions written down beforehand, as a policy.
-* :func:`broken`: the hard limits that an outcome broke.
-* :func:`achieved`: the best script found, with its outcome in the simulator.
+:func:`achieved` gives the best script found (:mod:`simulation.scripts`), with its outcome in the simulator.
 
 What a choice is worth is not estimated: each one (an operating point, alone or with a slack plan below it) runs over
 the whole trace once, on the very draws of the replay, and its answers on time and its energy are counted per epoch.
@@ -24,138 +22,25 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration.table import Table
-from policies.base import Conditions, Decision, Goals, Policy, SlackStep
-from policies.rungs import Where, rungs_of
+from policies.base import Policy
+from policies.hull import concave_hull
 from simulation.fluid import Prices, Problem
 from simulation.outcome import Outcome
 from simulation.replay import deadlines_s
+from simulation.scripts import Choice, Recorder, Script, Step, choices
 from simulation.server import Server
 from simulation.trace import Floats
-from subnets.bundle import Strict
-from subnets.errors import InputError
 
-_FACTORS = (1.0, 1.5, 2.5)
-_BINS = 160
+_BINS = 96
 _PENALTIES = (0.3, 3.0, 30.0)  # on a degree too much in one epoch, over what the heat in a degree could have answered
-_HEIGHTS = 12  # prices of energy that are tried
+_HEIGHTS = 8  # prices of energy that are tried
 _AIMS = 6  # times that the aim is lowered by what the replay was too hot
+_CHANGE = 1e-9  # right answers that any change of choice costs: of equals the one in use
+_SELDOM = 0.01  # share of the epochs
 _SPLITS = 8  # places to go over from one script to another
-
-
-class Step(Strict, frozen=True, kw_only=True):
-    """From ``time_s`` on, this operating point and slack plan."""
-
-    time_s: float
-    point: str
-    slack_plan: tuple[SlackStep, ...] = ()
-
-
-class Script(Policy):
-    """Does what is written down, whatever the conditions.
-
-    Args:
-        steps: in order of time, the first from time 0.
-
-    Raises:
-        InputError: there is no step.
-    """
-
-    name = "script"
-
-    def __init__(self, steps: Sequence[Step]) -> None:
-        if not steps:
-            raise InputError("a script needs at least one step")
-        self._decisions = [
-            (step.time_s, Decision(point=step.point, reason="as written down", slack_plan=step.slack_plan))
-            for step in steps
-        ]
-        self._at = 0
-
-    def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
-        """The last step whose time has come."""
-        decisions, now = self._decisions, conditions.time_s + 1e-9
-        while self._at + 1 < len(decisions) and decisions[self._at + 1][0] <= now:
-            self._at += 1
-        return decisions[self._at][1]
-
-    def reset(self) -> None:
-        """Begins anew."""
-        self._at = 0
-
-
-def broken(
-    outcome: Outcome, goals: Goals, *, charge_tolerance: float = 0.0, temperature_tolerance_c: float = 0.0
-) -> tuple[str, ...]:
-    """The hard limits that a run broke: ``temperature``, ``battery`` (it was to last, with its reserve), ``power``."""
-    found = []
-    peak_c, limit_c = outcome.peak_temperature_c, goals.temperature_limit_c
-    if peak_c is not None and limit_c is not None and peak_c > limit_c + temperature_tolerance_c:
-        found.append("temperature")
-    if goals.last_until_s is not None and outcome.battery_at_goal is not None:
-        until_s = min(goals.last_until_s, outcome.duration_s)
-        died = outcome.time_to_empty_s is not None and outcome.time_to_empty_s < until_s
-        if died or outcome.battery_at_goal < goals.reserve - charge_tolerance:
-            found.append("battery")
-    if goals.max_power_w is not None and (outcome.peak_power_w or 0.0) > goals.max_power_w:
-        found.append("power")
-    return tuple(found)
-
-
-class Choice(msgspec.Struct, frozen=True):
-    """A ceiling, and below it a plan whose steps ask for these times at slowdown 1; or what a policy once decided."""
-
-    point: str
-    plan: tuple[SlackStep, ...] = ()
-    recorded: tuple[tuple[str, tuple[SlackStep, ...]], ...] = ()  # of each tick; then the fields above do not count
-
-    def at(self, tick: int, slowdown: float) -> tuple[str, tuple[SlackStep, ...]]:
-        """Operating point and slack plan at a tick."""
-        if self.recorded:
-            return self.recorded[tick]
-        return self.point, tuple(SlackStep(step.slack_ms * slowdown, step.point) for step in self.plan)
-
-
-class _Recorder(Policy):
-    """Lets another policy decide and keeps what it decided, with its time."""
-
-    name = "recorder"
-
-    def __init__(self, inner: Policy) -> None:
-        self._inner = inner
-        self.decided: list[tuple[float, str, tuple[SlackStep, ...]]] = []
-
-    def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
-        decision = self._inner.decide(conditions, table, current)
-        self.decided.append((conditions.time_s, decision.point, decision.slack_plan))
-        return decision
-
-    def reset(self) -> None:
-        self._inner.reset()
-        self.decided.clear()
-
-
-def choices(problem: Problem, table: Table) -> list[Choice]:
-    """Every operating point on the frontier of its batch size, and slack plans over them.
-
-    A plan asks, before it takes a point, for the median or a multiple of the 99th percentile of its time: with more,
-    it goes down while the queue is still short.
-    """
-    rows = [row for row in table.rows if problem.table.index[row.point] in problem.allowed]
-    part = msgspec.structs.replace(table, rows=tuple(rows))
-    found: list[Choice] = []
-    for size in sorted({row.batch_size for row in rows}):
-        rungs = rungs_of(part, Where(batch_size=size))
-        found += [Choice(point) for point in rungs.points]
-        if deadlines_s(problem.trace, problem.goals) is not None:
-            for ceiling in range(1, len(rungs.points)):
-                ladder = rungs.rows[: ceiling + 1]
-                asked = [[row.latency_p50_ms for row in ladder]]
-                asked += [[factor * row.latency_p99_ms for row in ladder] for factor in _FACTORS]
-                plans = dict.fromkeys(tuple(map(SlackStep, [0.0, *times[1:]], rungs.points)) for times in asked)
-                found += [Choice(rungs.points[ceiling], plan) for plan in plans]
-    return found
 
 
 def achieved(
@@ -216,16 +101,19 @@ class _Search:
         self._ends = np.append(self._starts[1:], problem.ticks) - 1
         self.best: tuple[tuple[Step, ...], Outcome] | None = None
         self._tried: dict[tuple[int, ...], tuple[Outcome, bool]] = {}
+        self._columns: NDArray[np.int64] | None = None
 
     def copy(self, policy: Policy) -> None:
         """Offers what a policy decides in its own replay as one more choice."""
-        recorder = _Recorder(policy)
-        self._simulated(recorder)
+        recorder = Recorder(policy)
+        outcome = self._simulated(recorder)
         p = self.problem
         times = np.array([time_s for time_s, *_ in recorder.decided])
         held = np.searchsorted(times, (np.arange(p.ticks) + 0.5) * p.period_s, side="right") - 1
         decided = tuple(recorder.decided[at][1:] for at in np.maximum(held, 0).tolist())
         self._choices.append(Choice(decided[0][0], (), decided))
+        if outcome.off_s == 0.0:  # its own run is that of the script which copies all of it
+            self._hear([len(self._choices) - 1] * len(self._starts), outcome)
 
     def measure(self, *, drop_late: bool, drop_oldest: bool, compiled: bool) -> None:
         """Right answers on time and joules above base, per epoch and choice; ``[epochs, choices]``."""
@@ -257,9 +145,11 @@ class _Search:
                 before = now
 
     def constants(self) -> None:
-        """Every choice, kept from beginning to end."""
-        for column in range(len(self._choices)):
-            self._try([column] * len(self._starts))
+        """Every choice that may do better than the best so far, kept from beginning to end."""
+        worth = self._worth.sum(axis=0)
+        for column in np.argsort(-worth, kind="stable").tolist():
+            if self.best is None or worth[column] > self.best[1].accuracy_sum:
+                self._try([column] * len(self._starts))
 
     def priced(self, prices: Prices | None, limit_c: float | None, penalty: float) -> None:
         """Scripts of the dynamic program under this limit, at rising prices of energy; then mixtures of two."""
@@ -332,10 +222,23 @@ class _Search:
             for k in range(count):
                 plan.append(int(came[k][plan[-1]]))
             return plan[1:]
-        return self._heated(worth, change, limit_c, penalty)
+        useful = self._useful()
+        plan = self._heated(worth[:, useful], change[np.ix_(useful, useful)], useful, limit_c, penalty)
+        return [int(useful[column]) for column in plan]
 
-    def _heated(self, worth: Floats, change: Floats, limit_c: float, penalty: float) -> list[int]:
-        """The same over temperatures of the case, in bins; a die is taken as settled.
+    def _useful(self) -> NDArray[np.int64]:
+        """The choices that are among the best for their energy, in one epoch of a hundred at least."""
+        if self._columns is None:
+            count = np.zeros(len(self._choices), np.int64)
+            for joules, worth in zip(self._joules.tolist(), self._worth.tolist(), strict=True):
+                count[list(concave_hull(joules, worth))] += 1
+            self._columns = np.flatnonzero(count >= _SELDOM * len(self._starts))
+        return self._columns
+
+    def _heated(
+        self, worth: Floats, change: Floats, chosen: NDArray[np.int64], limit_c: float, penalty: float
+    ) -> list[int]:
+        """The same over temperatures of the case, in bins, for the ``chosen`` columns; a die is taken as settled.
 
         Values between bins are interpolated, which blurs the temperature a little at each step. So too much heat costs
         a price, not infinitely much: a wall would be felt from far away.
@@ -345,7 +248,7 @@ class _Search:
         assert thermal is not None
         count, width = worth.shape
         spans = np.add.reduceat(p.span, self._starts)
-        power = (self._joules + np.add.reduceat(p.base_j, self._starts)[:, None]) / spans[:, None]
+        power = (self._joules[:, chosen] + np.add.reduceat(p.base_j, self._starts)[:, None]) / spans[:, None]
         ambient = np.add.reduceat(p.ambient * p.span, self._starts) / spans
         decay = np.exp(-spans / (thermal.resistance_c_per_w * thermal.capacity_j_per_c))
         steady = ambient[:, None] + thermal.resistance_c_per_w * power
@@ -370,10 +273,18 @@ class _Search:
             found: Floats = worth[k] + later - penalty * over
             return found
 
+        # A change costs by the operating points alone, so it is enough to compare the best choice at each of them.
+        places = [self.problem.table.place(self._choices[column].point) for column in chosen]
+        group, one = np.unique(places, return_inverse=True)[1], np.unique(places, return_index=True)[1]
+        members = [np.flatnonzero(group == k) for k in range(len(one))]
+        between = change[np.ix_(one, one)]
+        np.fill_diagonal(between, _CHANGE)
         values = [np.zeros((_BINS, width))]
         for k in range(count - 1, 0, -1):
-            through = worth_after(k, grid, values[-1])[:, None, :] - change
-            values.append(through.max(axis=2))
+            offer = worth_after(k, grid, values[-1])
+            best = np.stack([offer[:, columns].max(axis=1) for columns in members], axis=1)
+            elsewhere = (best[:, None, :] - between).max(axis=2)
+            values.append(np.maximum(offer, elsewhere[:, group]))
         values.reverse()
         plan: list[int] = []
         case = np.asarray(float(p.ambient[0]))
@@ -391,18 +302,20 @@ class _Search:
         rate = len(p.draws) / p.trace.duration_s
         places = [p.table.place(choice.point) for choice in self._choices]
         seconds = np.array([[p.table.switch_s[a][b] for b in places] for a in places])
-        return np.asarray(rate * seconds * max(p.table.accuracy) + 1e-9 * (1.0 - np.eye(len(places))), np.float64)
+        return np.asarray(rate * seconds * max(p.table.accuracy) + _CHANGE * (1.0 - np.eye(len(places))), np.float64)
 
     def _try(self, plan: list[int]) -> tuple[Outcome, bool]:
         key = tuple(plan)
         if key not in self._tried:
-            steps = self.script(plan)
-            outcome = self._simulated(Script(steps))
-            kept = self._kept(outcome)
-            self._tried[key] = msgspec.structs.replace(outcome, timeline=None, switch_events=()), kept
-            if kept and (self.best is None or outcome.accuracy_sum > self.best[1].accuracy_sum):
-                self.best = steps, outcome
+            self._hear(plan, self._simulated(Script(self.script(plan))))
         return self._tried[key]
+
+    def _hear(self, plan: list[int], outcome: Outcome) -> None:
+        """Remembers what became of a plan."""
+        kept = self._kept(outcome)
+        self._tried[tuple(plan)] = msgspec.structs.replace(outcome, timeline=None, switch_events=()), kept
+        if kept and (self.best is None or outcome.accuracy_sum > self.best[1].accuracy_sum):
+            self.best = self.script(plan), outcome
 
     def script(self, plan: Sequence[int]) -> tuple[Step, ...]:
         """The plan's steps, without those that change nothing."""

@@ -7,6 +7,10 @@ bound lies more than 3 % above the dynamic program it is too far from what is po
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import msgspec
+
 from subnets.bundle import Strict
 
 TRUSTED_GAP = 0.03
@@ -33,6 +37,12 @@ class Bounds(Strict, frozen=True, kw_only=True):
     def measure(self) -> float:
         """What regret is taken against."""
         return self.dp if self.dp and self.lp > (1.0 + TRUSTED_GAP) * self.dp else self.lp
+
+    def raised(self, utilities: Iterable[float]) -> Bounds:
+        """With what runs that kept the limits have reached: the clairvoyant could have done the same."""
+        return msgspec.structs.replace(
+            self, dp=max([*utilities, *([] if self.dp is None else [self.dp])], default=None)
+        )
 
     def regret(self, utility: float) -> float:
         """The share of the measure that was missed; negative above it, 0 where nothing could be reached."""

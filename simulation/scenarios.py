@@ -22,7 +22,6 @@ import numpy as np
 
 from calibration.table import Row, Table
 from policies.base import Goals
-from policies.rested import Rested
 from policies.rungs import Where, rungs_of
 from simulation.battery import Battery
 from simulation.compiled import CompiledTable
@@ -85,8 +84,10 @@ class _Device:
         self.usual_hz = _USUAL * self.top_hz
         self.deadline_ms = 4.0 * rungs.rows[-1].latency_p99_ms
         self.duration_s = duration_s or min(_LONGEST_S, max(_SHORTEST_S, _REQUESTS / self.usual_hz))
-        dearer = Rested(rungs.rows).dearer_j(self.usual_hz)
-        joules = [compiled.batch_j[k] / size + more for k, more in zip(places, dearer, strict=True)]
+        joules = [
+            (compiled.batch_j[k] + _rested(row, self.usual_hz / size, seconds) * compiled.rest_j[k]) / size
+            for k, row, seconds in zip(places, rungs.rows, mean_s, strict=True)
+        ]
         self.energy_known = compiled.net_known and max(joules) > 0.0
         self.least_j, self.most_j = min(joules), joules[-1]
         idle_w = _IDLE * self.usual_hz * self.most_j
@@ -129,6 +130,15 @@ class _Device:
         """Energy for a run, from all answers with the thriftiest subnet (0) to all with the largest (1)."""
         joules = self.least_j + share_up * (self.most_j - self.least_j)
         return self.idle_w * (self.duration_s if duration_s is None else duration_s) + arrivals * joules
+
+
+def _rested(row: Row, rate_hz: float, service_s: float) -> float:
+    """The share of what rests cost that the mean batch pays, where batches are asked for at random.
+
+    It is one of those that find the engine idle, and after an exponential rest, or pays nothing.
+    """
+    idle = max(0.0, 1.0 - rate_hz * service_s)
+    return 0.0 if row.duty is None else idle * row.duty.rested_by_chance(1e3 / rate_hz)
 
 
 def _boxed(row: Row, net_j: float, idle_w: float) -> Row:

@@ -3,7 +3,7 @@
 * :class:`Standing`: a policy over all its runs.
 * :class:`Row`: a scenario, with the clairvoyants' gap and each policy's regret.
 * :class:`Comparison`: a policy against the reference, run by run.
-* :class:`Standings`, :func:`standings`: all of it.
+* :class:`Standings`, :func:`standings`: all of it; :func:`bounds_of`: the clairvoyants that regret is taken against.
 
 Regret counts what was answered right and on time, against :attr:`simulation.regret.Bounds.measure`. A policy that broke
 a limit may come out ahead of the bound, which keeps it; so whoever broke a limit in any run ranks below all who did
@@ -155,13 +155,10 @@ def standings(results: Sequence[Result], reference: str | None = None) -> Standi
         InputError: the reference does not take part.
     """
     played: dict[str, dict[Run, Played]] = {}
-    bounds: dict[Run, Bounds] = {}
     for result in results:
-        if isinstance(result, Bounded):
-            bounds[result.scenario, result.seed] = result.bounds
-        else:
+        if isinstance(result, Played):
             played.setdefault(result.policy, {})[result.scenario, result.seed] = result
-    runs = list(next(iter(played.values())))
+    runs, bounds = list(next(iter(played.values()))), bounds_of(results)
     bounded = all(run in bounds for run in runs)
     kept = {run: [set(LIMITS) - set(of[run].broken) for of in played.values()] for run in runs}
     possible = {run: set(LIMITS) if run in bounds and bounds[run].keepable else set().union(*kept[run]) for run in runs}
@@ -195,6 +192,23 @@ def standings(results: Sequence[Result], reference: str | None = None) -> Standi
         comparisons=_comparisons(reference, played, missed),
         losses=_losses(reference, rows),
     )
+
+
+def bounds_of(results: Sequence[Result]) -> dict[Run, Bounds]:
+    """The clairvoyants of each run; one who knows the future could have done what any policy did within the limits."""
+    reached: dict[Run, list[Played]] = {}
+    for result in results:
+        if isinstance(result, Played):
+            reached.setdefault((result.scenario, result.seed), []).append(result)
+    return {
+        (found.scenario, found.seed): found.bounds.raised(
+            cell.outcome.accuracy_sum
+            for cell in reached.get((found.scenario, found.seed), ())
+            if found.bounds.infeasible or not cell.broken
+        )
+        for found in results
+        if isinstance(found, Bounded)
+    }
 
 
 def _by_scenario(of: Mapping[Run, Played], value: Callable[[Played], float]) -> dict[str, list[float]]:

@@ -74,7 +74,7 @@ def test_an_infeasible_deadline_gives_the_best_effort_and_says_so(table, name):
     policy = create(name, Goals(deadline_ms=1.0))
     decision = policy.decide(Conditions(time_s=0, arrival_rate_hz=5.0), table, None)
     quickest = decision.slack_plan[0].point if decision.slack_plan else decision.point
-    assert quickest == "s25@openvino:bf16:b1"
+    assert quickest.startswith("s25@openvino:bf16")  # of any batch size: few run on the smallest that holds them
     assert "best effort" in decision.reason
 
 

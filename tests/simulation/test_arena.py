@@ -7,7 +7,7 @@ from simulation import arena, scenarios
 from simulation.arena import BEST_STATIC, Bounded, Contender, Contest, Played, run
 from simulation.arena_report import html
 from simulation.regret import Bounds
-from simulation.standings import standings
+from simulation.standings import bounds_of, standings
 from simulation.synthetic import synthetic_table
 from simulation.trace import load
 from subnets.errors import InputError
@@ -237,6 +237,20 @@ def test_regret_is_against_the_linear_program_unless_that_lies_too_high():
     assert Bounds(lp=104.0).measure == 104.0
     assert Bounds(lp=104.0, dp=100.0).regret(90.0) == pytest.approx(0.1)
     assert Bounds(lp=0.0, dp=0.0).regret(0.0) == 0.0
+
+
+def test_the_clairvoyant_reaches_what_any_policy_reached_within_the_limits(told):
+    found = bounds_of(told)
+    assert found["x", 0].dp == 800.0, "810 was reached on x, but over the limit"
+    high = [
+        msgspec.structs.replace(cell, outcome=msgspec.structs.replace(cell.outcome, accuracy_sum=804.0))
+        if isinstance(cell, Played) and (cell.policy, cell.scenario) == ("a", "x")
+        else cell
+        for cell in told
+    ]
+    assert bounds_of(high)["x", 1].dp == 804.0 and bounds_of(high)["x", 1].lp == 808.0
+    assert Bounds(lp=808.0, infeasible="too small").raised([700.0]).dp == 700.0
+    assert Bounds(lp=808.0).raised([]).dp is None
 
 
 def test_standings_say_what_was_computed_by_hand(told):

@@ -7,7 +7,8 @@ import pytest
 
 from policies.base import Conditions, Decision, Goals, Policy
 from policies.registry import create
-from simulation.journal import read, trace, verify_recorded, verify_replay
+from simulation.journal import read, trace
+from simulation.verify import elsewhere, table_key, verify_recorded, verify_replay
 from subnets.errors import InputError
 
 SMALL, LARGE = "s50@toy:f32:b1", "s100@toy:f32:b1"
@@ -244,6 +245,21 @@ def test_the_policy_sees_only_the_points_the_agent_could_use(write, table):
 def test_a_journal_without_a_policys_name_cannot_be_verified(write, table):
     with pytest.raises(InputError, match="session 1 does not name its policy"):
         verify_recorded(read([write(_meta(), _batch(1.0))]), table)
+
+
+def test_decisions_by_another_table_are_left_out_and_counted(write, table):
+    goals = Goals(**GOALS)
+    lines = _recorded(table, create("composite", goals))
+    record = {"name": "composite", "options": {}}
+    first = json.loads(_meta(policy=record, goals=GOALS))
+    own = json.dumps({**first, "table_key": table_key(table)})
+    other = json.dumps({**json.loads(_meta(500.0, policy=record, goals=GOALS)), "table_key": "another"})
+    lying = json.loads(lines[5])
+    lying["reason"] = "by another table"
+    journal = read([write(own, *lines, other, json.dumps(lying))])
+    assert verify_recorded(journal, table) == (200, ()) and elsewhere(journal, table) == {"another": 1}
+    alone = read([write(other, json.dumps(lying))])  # of no other table: then it is meant to be compared
+    assert len(verify_recorded(alone, table)[1]) == 1 and elsewhere(alone, table) == {}
 
 
 def test_what_the_agents_own_journal_writes_is_read(tmp_path):

@@ -5,14 +5,15 @@ import msgspec
 import numpy as np
 import pytest
 
+from calibration.table import Duty
 from policies.base import Goals, SlackStep
 from policies.registry import create
 from simulation.battery import Battery
 from simulation.fluid import Problem, upper_bound
 from simulation.oracle import Bound, bound
-from simulation.planning import Script, Step, broken, choices
 from simulation.plant import Plant, Thermal, Throttle
 from simulation.replay import simulate
+from simulation.scripts import Script, Step, broken, choices
 from simulation.trace import load, load_all
 from subnets.errors import InputError
 
@@ -23,10 +24,21 @@ OPTIONS = {"queue_limit": 20}
 
 @pytest.fixture
 def ladder(make_table, row):
-    """Three subnets with service times that vary; answering better costs ever more."""
+    """Three subnets with service times that vary; answering better costs ever more, and one minds resting."""
+    duty = Duty(
+        rests_ms=(20.0,),
+        latency_ms=(26.0,),
+        settle_ms=20.0,
+        extra_ms=9.0,
+        extra_low_ms=9.0,
+        extra_high_ms=9.0,
+        rounds=4,
+        samples=40,
+        extra_net_energy_j=0.02,
+    )
     return make_table(
         row("s25", 10.0, 0.70, 0.02, latency_p99_ms=14.0),
-        row("s50", 20.0, 0.80, 0.06, latency_p99_ms=27.0),
+        row("s50", 20.0, 0.80, 0.06, latency_p99_ms=27.0, duty=duty),
         row("s100", 45.0, 0.86, 0.20, latency_p99_ms=60.0),
         idle_power_w=0.5,
     )
