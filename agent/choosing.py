@@ -19,11 +19,12 @@ from typing import NamedTuple
 import msgspec
 
 from agent.guard import Guard
+from agent.limits import Reached
 from agent.pool import Active, EnginePool
 from agent.resident import EngineKey, Resident, engine_key
 from agent.waiting import Request
 from calibration.table import Row, Table
-from subnets.errors import EngineError
+from subnets.errors import Busy, EngineError
 
 ASKED_FOR = "asked for by the request"
 
@@ -74,8 +75,11 @@ class Chooser:
 
         Raises:
             EngineError: nobody can.
+            Busy: it wants more than a hard limit allows now.
         """
         active = self._pool.current
+        if (request.key is not None or request.floor) and self._guard.limit is not None:
+            self._check_limit(request, self._guard.limit)
         if request.key is not None:
             return self._pinned(request.key, active)
         if active is None:
@@ -104,6 +108,16 @@ class Chooser:
             return active
         active = self.sized(active, images)
         return active if active.row.batch_size == images else None
+
+    def _check_limit(self, request: Request, limit: Reached) -> None:
+        """Refuses what is above the safe choice, which a hard limit allows and nothing else."""
+        most = self._guard.safe_choice().accuracy
+        wanted = request.floor if request.key is None else self._sizes[request.key][0].accuracy
+        if wanted > most:
+            what = (
+                f"subnet '{request.key.subnet}'" if request.key is not None else f"{100 * request.floor:g} % accuracy"
+            )
+            raise Busy(f"{what} cannot be had at a hard limit: {limit.reason}; ask for less, or again later")
 
     def may_join(self, request: Request, head: Request, choice: Choice) -> bool:
         """Whether a request may be answered together with ``head``, by the same engine."""

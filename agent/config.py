@@ -27,7 +27,7 @@ from subnets.errors import InputError
 
 _MAX_FILE_BYTES = 2**20
 _PATHS = (
-    *(("agent", key) for key in ("bundle", "table", "journal", "state")),
+    *(("agent", key) for key in ("bundle", "table", "journal", "state", "sensor_root")),
     *(("serve", key) for key in ("socket", "native", "grpc_socket", "token_file", "tls_cert", "tls_key")),
 )
 
@@ -41,15 +41,15 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class AgentSection(Section, frozen=True, kw_only=True):
     """``[agent]``: what runs. ``None`` and empty = not said."""
 
-    bundle: str = ""
-    table: str = ""
-    policy: str = "composite"
+    bundle: str = ""  # folder of the network with its subnets; the only key that must be said somewhere
+    table: str = ""  # what 'gearshift calibrate' has measured here; empty = <bundle's name>.table.json
+    policy: str = "composite"  # see 'gearshift policies'
     backend: str = ""  # only this backend's rows of the table
-    precision: str = ""
-    threads: int | None = None
+    precision: str = ""  # only rows of this precision
+    threads: int | None = None  # only rows with so many threads
     memory_budget: Quantity | None = None  # for all resident engines, e.g. "250MB"
-    control_period: Quantity = "1s"
-    queue_limit: int = 64
+    control_period: Quantity = "1s"  # between two decisions
+    queue_limit: int = 64  # requests that may wait before new ones are refused
     admission: bool = False  # refuse a request at once whose deadline cannot be kept
     drop_late: bool = False  # give up a request whose deadline passes before its turn
     touch: bool = True  # warm an engine after a switch, while nobody wants it
@@ -58,7 +58,8 @@ class AgentSection(Section, frozen=True, kw_only=True):
     journal_keep: int = 16  # compressed files
     state: str = ""  # folder of what restarts go on from; empty = $STATE_DIRECTORY, the journal's, or the user's
     recalibrate: bool = False  # measure rows that are off the table for long again, and store the new table
-    dry_run: bool = False
+    sensor_root: str = "/"  # sensors are read below this folder, e.g. a host's / mounted in a container
+    dry_run: bool = False  # decide and journal, never act
     log_format: Form = "auto"  # or "text", "json"
 
 
@@ -66,15 +67,15 @@ class GoalsSection(Section, frozen=True, kw_only=True):
     """``[goals]``: what is to be kept; what is left out is not wished for."""
 
     deadline: Quantity | None = None  # from arrival to answer, e.g. "50ms"
-    min_accuracy: float | None = None
-    max_power_w: float | None = None
-    temperature_limit_c: float | None = None
+    min_accuracy: float | None = None  # share, 0.9 for 90 %
+    max_power_w: float | None = None  # of the measured domain, while a batch is being computed
+    temperature_limit_c: float | None = None  # of the hottest relevant zone
     last_until: Quantity | None = None  # "8h" from the start, or a time of day, "18:00"
-    reserve: float = 0.05
-    battery_capacity_j: float | None = None
-    deadline_percentile: float = 0.99
-    switches_per_hour: int | None = None
-    maximise: Maximise = "accuracy"
+    reserve: float = 0.05  # charge of the battery to keep, as a share
+    battery_capacity_j: float | None = None  # where the battery does not tell its energy; 1 Wh is 3600 J
+    deadline_percentile: float = 0.99  # share of the answers that should keep the deadline
+    switches_per_hour: int | None = None  # at most
+    maximise: Maximise = "accuracy"  # or "answers_per_joule"
 
     def goals(self, until_s: Callable[[Quantity | None], float | None] = lambda said: None) -> Goals:
         """The goals.
@@ -107,8 +108,8 @@ class GuardSection(Section, frozen=True, kw_only=True):
     not known, and does not bind. The reserve of charge is the goals'.
     """
 
-    critical_temperature_c: float | None = None
-    brownout_power_w: float | None = None
+    critical_temperature_c: float | None = None  # from here on only the thriftiest answers
+    brownout_power_w: float | None = None  # what the supply cannot give
 
     def limits(self, goals: Goals) -> HardLimits:
         """The limits for these goals.
@@ -128,17 +129,17 @@ class PolicySection(Section, frozen=True, kw_only=True):
 class ServeSection(Section, frozen=True, kw_only=True):
     """``[serve]``: where it listens; an empty host = no TCP."""
 
-    host: str = "127.0.0.1"
-    port: int = 8700
-    socket: str = ""
+    host: str = "127.0.0.1"  # empty = no TCP
+    port: int = 8700  # 0 = any free one
+    socket: str = ""  # HTTP on a Unix socket
     token_file: str = ""  # bearer tokens, one a line; with TLS what an address needs that others can reach
     tls_cert: str = ""  # PEM, with tls_key
-    tls_key: str = ""
+    tls_key: str = ""  # readable by the agent alone
     max_body: Quantity = "64MiB"  # of one request, also unpacked
     max_json: Quantity = "8MiB"  # of its JSON part
     max_head: Quantity = "16KiB"  # of request line and headers
-    max_images: int = 256
-    max_connections: int = 64
+    max_images: int = 256  # of one request
+    max_connections: int = 64  # over HTTP
     http_memory: Quantity = "256MiB"  # for all HTTP requests being read or answered
     read_timeout: Quantity = "30s"  # for a request to arrive, and for a reply to be taken
     idle_timeout: Quantity = "75s"  # between the requests of a connection
@@ -148,7 +149,7 @@ class ServeSection(Section, frozen=True, kw_only=True):
     model_control: bool = False  # clients may unload the model
     native: str = ""  # a Unix socket for neighbours on the device, docs/native.md; empty = none
     native_memory: Quantity = "256MiB"  # that its clients together may make the agent hold
-    native_connections: int = 32
+    native_connections: int = 32  # at a time
     grpc_port: int | None = None  # on the host above; 0 = any free one; needs the extra gearshift[grpc]
     grpc_socket: str = ""  # gRPC on a Unix socket
     grpc_calls: int = 64  # that may be under way at a time, on each of the two
@@ -203,55 +204,6 @@ def differences(path: Path, *, environment: Mapping[str, str] | None = None) -> 
             source = next(name for name, content in reversed(sources) if key in _flatten(content))
             found.append(Difference(key=key, default=default.get(key), value=chosen.get(key), source=source))
     return found
-
-
-def template() -> str:
-    """A file with every key at its default, commented out."""
-    lines = ["# Gearshift agent. Every key is optional; what is commented out shows the default."]
-    config = Config()
-    for section in Config.__struct_fields__:
-        values = getattr(config, section)
-        lines += ["", f"[{section}{'.options' if section == 'policy' else ''}]"]
-        if section == "policy":
-            lines.append("# up_votes = 10    # see 'gearshift policies'")
-            continue
-        for key in values.__struct_fields__:
-            lines.append(f"# {key} = {_EXAMPLES.get(key) or _toml(getattr(values, key))}")
-    return "\n".join(lines) + "\n"
-
-
-_EXAMPLES = {
-    "bundle": '"bundles/digits"',
-    "table": '"digits.table.json"',
-    "backend": '"openvino"',
-    "precision": '"f32"',
-    "threads": "1",
-    "memory_budget": '"250MB"',
-    "journal": '"journal"',
-    "state": '"state"',
-    "deadline": '"50ms"',
-    "min_accuracy": "0.9",
-    "max_power_w": "5.0",
-    "temperature_limit_c": "80.0",
-    "last_until": '"18:00"',
-    "critical_temperature_c": "95.0",
-    "brownout_power_w": "9.0",
-    "battery_capacity_j": "72000.0",
-    "switches_per_hour": "20",
-    "socket": '"agent.sock"',
-    "token_file": '"token"',
-    "tls_cert": '"cert.pem"',
-    "tls_key": '"key.pem"',
-    "native": '"native.sock"',
-    "grpc_port": "8701",
-    "grpc_socket": '"grpc.sock"',
-}
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def _sources(

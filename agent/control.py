@@ -242,6 +242,13 @@ class ControlLoop:
             self.policy_state = self._deciding.state() or {}
             record()
 
+    def retable(self, table: Table, record: Callable[[], None]) -> None:
+        """Decides by another table from the next tick on; ``record`` runs before it, as in :meth:`replace_policy`."""
+        with self._ticking:
+            self._table, self._rows = table, {row.point: row for row in table.rows}
+            record()
+        self.apply()
+
     def restore_policy(self, state: dict[str, Any]) -> str:
         """Has the policy go on from a state; why it begins anew instead, or nothing."""
         try:

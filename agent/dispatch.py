@@ -156,6 +156,7 @@ class Dispatcher:
         If the other ever comes back, it must not :meth:`leave`; a worker then ends by itself.
         """
         with self._mutex:
+            self._wake.put(None)  # a worker that does not hang has nothing to do here any more
             self._worker, self._wake = None, SimpleQueue()
             self._wake_worker(first)
 

@@ -67,6 +67,10 @@ class Guard:
         self.goals, self.limits = goals, limits
         self.limit: Reached | None = None  # the one that holds now
 
+    def retable(self, table: Table) -> None:
+        """Other figures for the same operating points."""
+        self._table, self._alternatives = table, {}
+
     # -- engines
 
     def quarantine(self, key: EngineKey, error: Exception) -> None:
@@ -77,6 +81,8 @@ class Guard:
         now_s = self._clock()
         with self._lock:
             seen = self._failures.setdefault(key, _Failures())
+            if seen.until_s > now_s and seen.hangs and seen.error == str(error):
+                return  # it hung, and was counted then
             self._faults.append(f"engine failed: {key.subnet}: {error}")
             if seen.until_s > now_s:
                 seen.total += 1

@@ -98,6 +98,8 @@ class Resident:
         """
         if chunks is None:
             chunks = self.plan(len(batch)).chunks
+        if self.hung:  # whoever is in it keeps the lock
+            raise Retired
         with self._lock:
             if self.retired:
                 raise Retired

@@ -84,6 +84,9 @@ def assemble(config: Config, *, force: bool = False, tell: Tell = lambda name, d
     backends = _backends({row.backend for row in rows}, tell)
     import sensors
 
+    sensor_root = Path(config.agent.sensor_root)
+    if not sensor_root.is_dir():
+        raise InputError(f"agent.sensor_root: {sensor_root} is not a folder; give /, or where a host's / is mounted")
     path = state_path(config.agent.state, config.agent.journal, bundle.name)
     keeper = Keeper(path, dry_run=config.agent.dry_run)  # a dry run decides over nobody's hold
     clock, journal = keeper.clock, None
@@ -103,7 +106,7 @@ def assemble(config: Config, *, force: bool = False, tell: Tell = lambda name, d
         policy=_policy(config, goals),
         policy_options=config.policy.options,
         goals=goals,
-        sensors=sensors.discover(device=rows[0].device.upper()),
+        sensors=sensors.discover(sensor_root, device=rows[0].device.upper()),
         journal=journal,
         clock=clock,
         control_period_s=quantities.seconds(config.agent.control_period),

@@ -146,3 +146,4 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     counters: Counters
     slowdown: dict[str, float]  # per operating point that answered lately
     journal: JournalStatus | None
+    drifted: dict[str, float] = {}  # operating points off the table for long: measured over calibrated latency

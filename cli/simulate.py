@@ -250,14 +250,19 @@ def _print(out: Any, outcomes: Mapping[str, Outcome]) -> None:
 def _verify(table: Table, paths: Sequence[str], json_file: str | None) -> None:
     """Replays each session with the policy it recorded; exit code 1 when a decision differs."""
     from cli._output import console, emit_json
-    from simulation.journal import read, verify_recorded
+    from simulation.journal import read
+    from simulation.verify import elsewhere, verify_recorded
 
-    compared, mismatches = verify_recorded(read(paths), table)
+    journal = read(paths)
+    compared, mismatches = verify_recorded(journal, table)
+    others = elsewhere(journal, table)
     if json_file:
-        emit_json(json_file, {"decisions": compared, "mismatches": mismatches})
+        emit_json(json_file, {"decisions": compared, "mismatches": mismatches, "other_tables": others})
     if json_file != "-":
         out = console()
         out.print(f"{compared:,} decisions replayed, {len(mismatches):,} differ", markup=False)
+        for key, count in others.items():
+            out.print(f"  {count:,} were made with table {key}; verify them with that one", markup=False)
         for miss in mismatches[:10]:
             said = f"{miss.time_s:.3f} s: {miss.field} was '{miss.recorded}', is '{miss.replayed}'"
             out.print(f"  {said}", markup=False)

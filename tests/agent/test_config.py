@@ -1,13 +1,16 @@
 """Configuration: sources, their order, and errors that name the place."""
 
 import datetime
+import json
 import re
 import time
 import tomllib
 
 import pytest
+from click.testing import CliRunner
 
-from agent import config, quantities
+import cli
+from agent import config, quantities, template
 from agent.clocks import AgentClock, Horizon
 from agent.config import Config
 from subnets.errors import InputError
@@ -90,13 +93,38 @@ def test_differences_name_key_default_value_and_source(tmp_path):
 
 
 def test_the_template_holds_every_key_and_is_valid_with_and_without_comment_signs(tmp_path):
-    text = config.template()
+    text = template.template()
     assert config.load(write(tmp_path, text)) == Config()
     shown = tomllib.loads(re.sub(r"(?m)^# (?=\w+ =)", "", text))
     for section in Config.__struct_fields__:
         if section != "policy":
             assert set(shown[section]) == set(type(getattr(Config(), section)).__struct_fields__)
     config._convert("template.toml", shown)
+
+
+def test_the_template_says_what_every_key_is_for():
+    keys = [line for line in template.template().splitlines() if re.match(r"# \w+ = ", line)]
+    assert len(keys) > 50
+    assert [line for line in keys if not re.fullmatch(r"# \w+ = (?:\"[^\"]*\"|[\w.]+) +# \S.+", line)] == []
+
+
+def test_config_check_reads_overrides_and_environment_as_run_would(tmp_path, monkeypatch):
+    def check(*arguments):
+        return CliRunner().invoke(cli.gearshift, ["config", *arguments], catch_exceptions=False).stdout
+
+    path = str(write(tmp_path, "[serve]\nport = 1\n"))
+    assert "sound" in check("check", path)
+    monkeypatch.setenv("GEARSHIFT_SERVE_PORT", "70000")
+    with pytest.raises(InputError, match=r"GEARSHIFT_SERVE_PORT: serve\.port is 70000"):
+        check("check", path)
+    monkeypatch.setenv("GEARSHIFT_SERVE_PORT", "7")
+    assert json.loads(check("diff", path, "--json", "-"))[0]["source"] == "GEARSHIFT_SERVE_PORT"
+    extra = write(tmp_path, "[agent]\npolicy = 'composit'\n", "conf.d/10-policy.toml")
+    with pytest.raises(InputError, match="did you mean 'composite'"):
+        check("check", path)
+    extra.write_text("[agent]\nqueue = 1\n")
+    with pytest.raises(InputError, match=r"10-policy\.toml: unknown key 'agent\.queue'; did you mean 'queue_limit'"):
+        check("check", path)
 
 
 def test_goals_are_put_on_the_agents_clock(tmp_path):

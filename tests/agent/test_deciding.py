@@ -8,7 +8,8 @@ from agent import Journal
 from agent.deciding import Deciding
 from policies.base import Conditions, Decision, Goals, Policy
 from policies.remembering import Remembering
-from simulation.journal import read, verify_replay
+from simulation.journal import read
+from simulation.verify import verify_replay
 
 
 class Slow(Policy):

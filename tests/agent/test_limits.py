@@ -8,8 +8,9 @@ from agent import Journal
 from agent.limits import HardLimits, LimitWatch
 from policies.base import Conditions, Goals
 from policies.registry import create
-from simulation.journal import read, verify_recorded
-from subnets.errors import InputError
+from simulation.journal import read
+from simulation.verify import verify_recorded
+from subnets.errors import Busy, InputError
 
 
 def run(limits, **values):
@@ -125,7 +126,22 @@ def test_at_a_hard_limit_the_safe_choice_answers_whatever_policy_and_operator_wa
     clock.now_s += 31.0
     agent.tick()
     assert agent.infer(images).subnet == "s75"  # the hold goes on
-    assert [event.name for event in seen][-2:] == ["hard_limit_left", "switch"]
+    names = [event.name for event in seen if event.name != "engine_loaded"]
+    assert names[-2:] == ["hard_limit_left", "switch"]
+
+
+def test_at_a_hard_limit_requests_that_want_more_are_refused_and_told_why(hot, images):
+    agent, sensors, _ = hot()
+    for subnet in ("s25", "s75"):
+        agent.infer(images, subnet=subnet)
+    sensors.told = {"temperature_c": 96.0}
+    agent.tick()
+    for wish in ({"subnet": "s75"}, {"min_accuracy": 0.88}):
+        with pytest.raises(Busy, match="critical is 95 °C"):
+            agent.infer(images, **wish)
+        with pytest.raises(Busy, match="critical is 95 °C"):
+            agent.submit(images, **wish).result(10)
+    assert agent.infer(images, subnet="s25").subnet == agent.infer(images, min_accuracy=0.7).subnet == "s25"
 
 
 def test_minimum_accuracy_is_kept_at_a_hard_limit(hot, images):

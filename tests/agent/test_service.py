@@ -13,7 +13,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from agent import config, service
+from agent import config, service, template
 from calibration import table as tables
 from calibration.host import fingerprint
 from subnets.errors import InputError, MismatchError
@@ -199,7 +199,8 @@ def test_sighup_takes_up_a_sound_configuration_and_keeps_the_old_one_otherwise(d
 
 def test_sigterm_ends_it_cleanly_and_leaves_a_journal_that_replays(daemon, made):
     """Last in this file: it ends the daemon."""
-    from simulation.journal import read, verify_recorded
+    from simulation.journal import read
+    from simulation.verify import verify_recorded
 
     daemon.process.send_signal(signal.SIGTERM)
     assert daemon.process.wait(60) == 0, daemon.text()
@@ -210,6 +211,38 @@ def test_sigterm_ends_it_cleanly_and_leaves_a_journal_that_replays(daemon, made)
     compared, mismatches = verify_recorded(journal, made[1])
     assert compared > 0 and not mismatches and not journal.torn
     assert len(journal.sessions) == 2  # the reload began another
+
+
+def test_grpc_is_served_where_it_is_asked_for_and_ends_with_the_agent(made, helpers, tmp_path):
+    triton = pytest.importorskip("tritonclient.grpc")
+    arguments = ["--config", str(made[0] / "agent.toml"), "--grpc-port", "0", "--grpc-socket", str(tmp_path / "g.sock")]
+    arguments += ["--socket", str(tmp_path / "h.sock"), "--journal", str(tmp_path / "journal")]
+    running = Daemon(tmp_path, helpers.root, arguments)
+    try:
+        told = running.wait_for(f"and grpc+unix:{tmp_path / 'g.sock'}")
+        state = json.loads((tmp_path / "run" / "agent.json").read_bytes())
+        assert f"grpc://127.0.0.1:{state['grpc_port']}" in told and state["grpc_socket"] == str(tmp_path / "g.sock")
+        images = np.random.Generator(np.random.PCG64(1)).uniform(size=(3, 1, 4, 4)).astype(np.float32)
+        sent = triton.InferInput("input", images.shape, "FP32")
+        sent.set_data_from_numpy(images)
+        for address in (f"127.0.0.1:{state['grpc_port']}", f"unix:{state['grpc_socket']}"):
+            with triton.InferenceServerClient(address) as client:
+                logits = client.infer("tiny", [sent], model_version="2").as_numpy("logits")
+                np.testing.assert_allclose(
+                    logits, images.reshape(3, -1).sum(1)[:, None] * np.arange(1, 4) * 2, rtol=5e-3
+                )
+        counted = json.loads(running.ask("GET", "/v2/models/tiny/versions/2/stats")[2])["model_stats"][0]
+        assert counted["execution_count"] == 2  # one set of statistics for all ways in
+        with triton.InferenceServerClient(f"unix:{state['grpc_socket']}") as client:
+            client.start_stream(lambda result, error: None)
+            client.async_stream_infer("tiny", [sent])
+            running.process.send_signal(signal.SIGTERM)  # an open stream must not hold it up
+            assert running.process.wait(60) == 0, running.text()
+        assert "Traceback" not in running.text() and not (tmp_path / "g.sock").exists()
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()
 
 
 @pytest.fixture
@@ -259,7 +292,7 @@ def test_config_commands(tmp_path, made):
         return CliRunner().invoke(cli.gearshift, ["config", *arguments], catch_exceptions=False).stdout
 
     path = str(tmp_path / "agent.toml")
-    assert run("init") == config.template()
+    assert run("init") == template.template()
     run("init", path)
     assert "sound" in run("check", path)
     assert "default" in run("diff", path)
