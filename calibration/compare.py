@@ -23,6 +23,8 @@ class Change(Strict, frozen=True, kw_only=True):
     b_energy_j: float | None
     energy_ratio: float | None
     energy_overlaps: bool | None
+    a_energy_source: str
+    b_energy_source: str
     a_accuracy: float
     b_accuracy: float
     accuracy_overlaps: bool
@@ -71,6 +73,8 @@ def _change(a: Row, b: Row) -> Change:
         b_energy_j=b.energy_j,
         energy_ratio=b.energy_j / a.energy_j if same_source and a.energy_j and b.energy_j else None,
         energy_overlaps=_overlap(a_joules, b_joules) if same_source and a_joules and b_joules else None,
+        a_energy_source=a.energy_source,
+        b_energy_source=b.energy_source,
         a_accuracy=a.accuracy,
         b_accuracy=b.accuracy,
         accuracy_overlaps=_overlap((a.accuracy_low, a.accuracy_high), (b.accuracy_low, b.accuracy_high)),

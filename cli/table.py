@@ -275,6 +275,9 @@ def _print_difference(difference: Difference) -> None:
             markup=False,
             soft_wrap=True,
         )
+    sources = dict.fromkeys(name for c in difference.changes for name in (c.a_energy_source, c.b_energy_source))
+    for source in sources:
+        out.print(f"Energy ({source}): {wording.source_in_words(source)}.", markup=False, soft_wrap=True)
     for name, points in (("A", difference.only_a), ("B", difference.only_b)):
         if points:
             out.print(f"Only in {name}: {', '.join(points)}.", markup=False, soft_wrap=True)

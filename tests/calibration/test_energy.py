@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import msgspec
 import pynvml
 import pytest
+from click.testing import CliRunner
 
-from calibration import wording
+from calibration import wording, write
 from calibration.disturbance import Watch
 from calibration.measure import Settings, calibrate
 from calibration.report import report
@@ -257,6 +258,27 @@ def test_without_permission_the_table_says_modelled_wherever_a_joule_stands(meas
     page = report(table)
     assert page.count("modelled:spec-curve") >= len(table.rows) and "a model, not a measurement" in page
     assert any("modelled" in remark for remark in wording.remarks(table))
+
+
+@pytest.mark.parametrize("asked", ["show", "show --json -", "diff", "diff --json -", "export", "report"])
+def test_modelled_joules_are_called_so_wherever_they_are_told(make_table, make_row, tmp_path, asked):
+    """On the screen, in JSON, as CSV, on the page: whoever sees a joule sees the word, and no joule goes without."""
+    from cli.table import command
+
+    joules = {"power_w": 4.0, "energy_j": 0.008, "energy_low_j": 0.003, "energy_high_j": 0.015}
+    table = make_table([make_row(**joules, energy_source="modelled:spec-curve")], idle_power_w=1.4)
+    table = msgspec.structs.replace(table, power_source="modelled:spec-curve")
+    path = tmp_path / "t.json"
+    write(table, path)
+    page = tmp_path / "r.html"
+    arguments = {
+        "diff": ["diff", str(path), str(path)],
+        "export": ["export", str(path), "-"],
+        "report": ["show", str(path), "--report", str(page)],
+    }.get(asked.split()[0], ["show", str(path)])
+    done = CliRunner().invoke(command, [*arguments, *asked.split()[1:]], catch_exceptions=False)
+    said = page.read_text() if asked == "report" else done.output
+    assert done.exit_code == 0 and "modelled:spec-curve" in said
 
 
 def test_a_counter_that_may_not_be_read_is_no_zero(measured, recording, tmp_path):
