@@ -61,14 +61,14 @@ def diff(file: Path, json_file: str | None) -> None:
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True), default="-")
 def init(file: str) -> None:
     """Writes a file in which every key stands at its default, commented out; to stdout without FILE."""
-    from agent import config
+    from agent.template import template
     from subnets.bundle import write_atomically
     from subnets.errors import InputError
 
     if file == "-":
-        click.echo(config.template(), nl=False)
+        click.echo(template(), nl=False)
         return
     if Path(file).exists():
         raise InputError(f"{file}: exists already; remove it first, or give another name")
-    write_atomically(Path(file), config.template().encode())
+    write_atomically(Path(file), template().encode())
     click.echo(f"{file}: written")
