@@ -100,6 +100,7 @@ class Answering:
             refusal=Hopeless(chooser, figures, self._busy_ms, clock).why if admission else None,
         )
         figures.arrived = lambda: self._dispatcher.arrived
+        figures.retable(table)
         if touch:
             pool.on_current = self._touch
 
@@ -237,6 +238,7 @@ class Answering:
     def retable(self, table: Table) -> None:
         """Other figures for the same operating points."""
         self._chooser.retable(table)
+        self._figures.retable(table)
 
     def under_way(self) -> UnderWay | None:
         """What is being computed now."""

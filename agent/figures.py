@@ -10,6 +10,8 @@ import math
 import threading
 from collections.abc import Callable
 
+from calibration.table import Row, Table
+
 STALE_S = 30.0
 _RATE_TIME_CONSTANT_S = 5.0
 _SLOWDOWN_WEIGHT = 0.1  # of the newest answer
@@ -32,9 +34,15 @@ class LoadFigures:
         self._counted_at_s: float | None = None
         self._rate_hz: float | None = None
         self.on_ran: Callable[[float, str, float, float], None] = lambda now_s, point, infer_ms, expected_ms: None
+        self._resting: dict[str, Row] = {}  # points that the table knows to be slower after a rest
+        self._ended_s: float | None = None  # the batch before
         self._log_slowdown: dict[str, tuple[float, float]] = {}  # point -> (smoothed log ratio, when)
         self._miss: tuple[float, float] | None = None  # (smoothed share, when)
         self.requests = self.images = self.late = self.refused_requests = self.expired_requests = 0
+
+    def retable(self, table: Table) -> None:
+        """Measures against this table from now on."""
+        self._resting = {row.point: row for row in table.rows if row.duty is not None}
 
     def refused(self) -> None:
         """A request was turned away when it came."""
@@ -49,9 +57,14 @@ class LoadFigures:
             point: which operating point.
             images: how many.
             infer_ms: how long it took.
-            expected_ms: what the table says it takes.
+            expected_ms: what the table says it takes, back to back; a slowdown is what is beyond the row's own rests.
         """
         self.on_ran(now_s, point, infer_ms, expected_ms)
+        ended_s, self._ended_s = self._ended_s, now_s
+        row = self._resting.get(point)
+        if row is not None and expected_ms == row.latency_p50_ms:
+            rest_ms = math.inf if ended_s is None else max(0.0, (now_s - ended_s) * 1000 - infer_ms)
+            expected_ms = row.latency_ms_after(rest_ms)
         if expected_ms > 0 and infer_ms > 0:
             # Logarithms: the table's figure is a median, and the mean of logarithms is little moved by rare stalls.
             ratio = math.log(infer_ms / expected_ms)

@@ -88,6 +88,16 @@ def test_what_the_rest_of_the_device_draws_is_learnt_from_the_battery(table):
     assert policy.state()["budget"]["base_w"]["value"] == pytest.approx(5.0)
 
 
+def test_what_is_dropped_or_batched_is_not_paid_for(table):
+    # s100 should draw 3.5 W above idle, the meter tells half of that; so 4.8 W carry it, which else only carry s50
+    point = "s100@openvino:bf16:b1"
+    assert subnet(Battery(HOUR, mix_s=0).decide(budget(4.8), table, point)) == "s50"
+    assert subnet(Battery(HOUR, mix_s=0).decide(budget(4.8, power_w=4.75), table, point)) == "s100"
+    assert subnet(Battery(HOUR, mix_s=0).decide(budget(4.7, power_w=4.75), table, point)) == "s75"
+    # more than the table says is drawn by others, not by answers
+    assert subnet(Battery(HOUR, mix_s=0).decide(budget(4.8, power_w=20.0), table, point)) == "s50"
+
+
 @pytest.mark.parametrize("conditions", [{"on_mains": True, "battery_power_w": 8.5}, {"battery_power_w": -8.5}])
 def test_nothing_is_learnt_while_charging(table, conditions):
     policy = Battery(HOUR)

@@ -102,6 +102,24 @@ def test_a_burst_changes_the_plan_and_not_the_ceiling(table):
     assert all(accuracy(burst, slack) <= accuracy(calm, slack) for slack in range(10, 60, 5))
 
 
+def test_late_answers_make_the_plan_ready_for_more_and_their_absence_lets_go_again(table):
+    """The share of late answers is held against what the percentile allows, 1 %."""
+    policy = Composite(Goals(deadline_ms=60.0))
+
+    def after(seconds, missed, begin):
+        for t in range(begin, begin + seconds):
+            conditions = with_(FINE, time_s=float(t), arrival_rate_hz=20.0, miss_rate=missed)
+            decision = policy.decide(conditions, table, "s100@openvino:bf16:b1")
+        return min((s.slack_ms for s in decision.slack_plan if s.point.startswith("s100")), default=float("inf"))
+
+    calm = after(30, 0.0, 0)
+    assert after(100, 0.01, 30) == calm, "as many as may be late"
+    worried = after(40, 0.03, 130)
+    assert calm < worried < float("inf")
+    assert after(2000, 1.0, 170) >= worried
+    assert after(1000, 0.0, 2170) == calm, "it had grown to four times and no more"
+
+
 def test_switches_per_hour_of_the_goals_hold_it_down(table):
     goals = Goals(temperature_limit_c=85.0, switches_per_hour=4)
     policy, current, switches = Composite(goals), None, 0

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies import Conditions, Goals
-from policies.lindley import Action, solve
+from policies.lindley import Action, Size, solve
 from policies.mdp import Mdp
 from policies.queueing import on_time, quantile, spread
 
@@ -28,8 +28,10 @@ def play(actions, choose, rate_hz, deadline_s, requests=20_000, seed=0):
     while head < requests:
         start = max(free, arrivals[head])
         action = actions[choose(start - arrivals[head])]
-        sigma = math.log(action.p99_s / action.p50_s) / 2.3263478740408408
-        free = start + action.p50_s * math.exp(sigma * draw.gauss(0, 1))
+        waiting = sum(arrivals[k] <= start for k in range(head, min(head + action.batch_size, requests)))
+        size = next((size for size in action.sizes if size.batch_size >= waiting), action.sizes[-1])
+        sigma = math.log(size.p99_s / size.p50_s) / 2.3263478740408408
+        free = start + size.p50_s * math.exp(sigma * draw.gauss(0, 1))
         taken = 0
         while taken < action.batch_size and head < requests and arrivals[head] <= start:
             earned += action.accuracy * (free - arrivals[head] <= deadline_s)
@@ -63,6 +65,21 @@ def test_batches_appear_when_single_answers_cannot_keep_up():
     assert both.gain > 0.75
     assert 1 in both.actions
     assert play([SMALL, BATCH], lookup(both), 900.0, 0.05) == pytest.approx(both.gain, abs=0.02)
+
+
+@pytest.mark.parametrize("rate_hz", [60.0, 300.0, 900.0])
+def test_a_batch_that_few_wait_for_runs_on_the_smaller_engine(rate_hz):
+    family = Action(0.80, 8, 0.006, 0.0078, smaller=(Size(1, 0.002, 0.0026), Size(4, 0.004, 0.0052)))
+    solution = solve([family], rate_hz, 0.02)
+    assert play([family], lambda wait: 0, rate_hz, 0.02) == pytest.approx(solution.gain, abs=0.012)
+    assert solution.gain >= solve([BATCH], rate_hz, 0.02).gain - 1e-9
+
+
+def test_of_equals_the_one_that_is_ready_for_a_crowd():
+    large = Action(0.95, 4, 0.012, 0.0156, smaller=(Size(1, 0.004, 0.0052),))
+    alone = Action(0.95, 1, 0.004, 0.0052)
+    late = Action(0.95, 8, 0.060, 0.078, smaller=(Size(1, 0.004, 0.0052),))  # a whole batch would be too late
+    assert set(solve([alone, large, late], 0.5, 0.05).actions[:20]) == {1}
 
 
 def test_with_time_to_spare_the_most_accurate_is_taken_and_when_late_the_quickest():
