@@ -1,8 +1,8 @@
 """Does the simulator predict what the agent does? A real run under changing load and deadlines, then its replay.
 
 The agent answers in this process, with real engines, for ``--minutes`` in ten phases; load and deadline change with
-each. It journals; the journal's arrivals (and the slowdown it measured) are then replayed phase by phase with the same
-policy and table. Compared are the mean accuracy of answers on time, the 95th percentile of the time from arrival to
+each. It journals; the journal's arrivals (and the slowdown it measured) are then replayed with the same policies and
+table. Compared are the mean accuracy of answers on time, the 95th percentile of the time from arrival to
 answer, the processor seconds and the number of switches.
 
 A table knows engines, not what a request costs around them (queue, threads, journal). That is measured before the run,
@@ -21,7 +21,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,10 @@ from agent.values import Event
 from backends.registry import create as create_backend
 from calibration import table as tables
 from calibration.measure import Settings, calibrate
-from calibration.table import Table
+from calibration.table import Duty, Row, Table
 from policies import Conditions, Decision, Goals, Policy, create
 from policies.rungs import Where, rungs_of
 from simulation.journal import Journal, Session, read, trace
-from simulation.outcome import Outcome
 from simulation.plant import Plant
 from simulation.replay import simulate
 from subnets.bundle import Bundle
@@ -223,19 +221,27 @@ def _around(agent: Agent, table: Table, images: Any) -> tuple[float, float]:
     return max(0.0, float(np.median(gaps))) if gaps else 0.0, max(0.0, cpu_s - engine_cpu_s) / _BURST
 
 
-class _AsShown(Policy):
-    """A policy that sees the table the agent showed it, not the one that the replay counts with."""
+class _Phased(Policy):
+    """The policy of each phase from its beginning on; sees the table the agent showed it, not the one counted with.
 
-    name = "as-shown"
+    Args:
+        phases: (since when in seconds, policy), in order of time.
+        table: the agent's.
+        current: the operating point in use at the beginning.
+    """
 
-    def __init__(self, inner: Policy, table: Table) -> None:
-        self._inner, self._table = inner, table
+    name = "phased"
+
+    def __init__(self, phases: Sequence[tuple[float, Policy]], table: Table, current: str | None) -> None:
+        self._phases, self._table, self._current = phases, table, current
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
-        return self._inner.decide(conditions, self._table, current)
+        policy = next(policy for since_s, policy in reversed(self._phases) if since_s <= conditions.time_s)
+        return policy.decide(conditions, self._table, self._current if current is None else current)
 
     def reset(self) -> None:
-        self._inner.reset()
+        for _, policy in self._phases:
+            policy.reset()
 
 
 def _counting(table: Table, measured: dict[str, Any]) -> Table:
@@ -249,37 +255,37 @@ def _counting(table: Table, measured: dict[str, Any]) -> Table:
             net_energy_j=(row.cpu_s or 0.0) + more_cpu_s,
             energy_j=None,
             power_w=None,
+            duty=_in_processor_seconds(row),
         )
         for row in table.rows
     )
     return msgspec.structs.replace(table, rows=rows, idle_power_w=None)
 
 
+def _in_processor_seconds(row: Row) -> Duty | None:
+    """What a rest costs: an engine that takes longer keeps its threads busy for longer."""
+    if row.duty is None:
+        return None
+    busy = (row.cpu_s or 0.0) / row.latency_p50_ms
+    return msgspec.structs.replace(row.duty, extra_net_energy_j=busy * row.duty.extra_ms)
+
+
 def _replay(sessions: Sequence[Session], table: Table, policy: str, measured: dict[str, Any]) -> dict[str, Any]:
-    """The journal's arrivals through the simulator, session by session, with the goals each session recorded."""
-    counting = _counting(table, measured)
-    outcomes: list[Outcome] = []
-    switches, last = 0, ""
-    for number, session in enumerate(sessions):
-        if not session.batches:
-            continue
-        alone = Journal(name="journal", sessions=(msgspec.structs.replace(session, offset_s=0.0),), torn=False)
-        goals = msgspec.convert(session.meta.goals, Goals)
-        shown = _AsShown(create(policy, goals), table)
-        outcome = simulate(counting, trace(alone), shown, goals, Plant(), seed=number, queue_limit=QUEUE_LIMIT)
-        outcomes.append(outcome)
-        line = outcome.timeline
-        assert line is not None
-        switches += outcome.switches + (last not in ("", line.points[line.point[0]]))
-        last = line.points[line.point[-1]]
-    merged = reduce(Outcome.merge, outcomes)
+    """The journal's arrivals with their deadlines through the simulator; each phase has its policy and goals."""
+    began_s = sessions[0].offset_s
+    sessions = [msgspec.structs.replace(one, offset_s=one.offset_s - began_s) for one in sessions]
+    goals = [msgspec.convert(session.meta.goals, Goals) for session in sessions]
+    phases = [(one.offset_s, create(policy, wished)) for one, wished in zip(sessions, goals, strict=True)]
+    played = trace(Journal(name="journal", sessions=tuple(sessions), torn=False))
+    shown = _Phased(phases, table, sessions[0].decisions[0].current if sessions[0].decisions else None)
+    outcome = simulate(_counting(table, measured), played, shown, goals[0], Plant(), queue_limit=QUEUE_LIMIT)
     return {
-        "requests": merged.requests,
-        "on_time": merged.on_time,
-        "mean_accuracy": merged.mean_accuracy,
-        "latency_p95_ms": merged.latency_ms(0.95),
-        "cpu_s": (merged.net_energy_j or 0.0) + measured["idle_cpu_share"] * measured["duration_s"],
-        "switches": switches,
+        "requests": outcome.requests,
+        "on_time": outcome.on_time,
+        "mean_accuracy": outcome.mean_accuracy,
+        "latency_p95_ms": outcome.latency_ms(0.95),
+        "cpu_s": (outcome.net_energy_j or 0.0) + measured["idle_cpu_share"] * measured["duration_s"],
+        "switches": outcome.switches,
     }
 
 
