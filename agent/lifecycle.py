@@ -20,6 +20,8 @@ from subnets.errors import InputError, UnavailableError
 
 _STATE_FILE, _LOCK_FILE = "agent.json", "agent.lock"
 _LOCK_TRIES = 5
+SYSTEM_FOLDER = Path("/run/gearshift")
+"""Where the agent of packaging/gearshift.service leaves its state."""
 
 
 def runtime_folder() -> Path:
@@ -92,13 +94,21 @@ class Instance:
 
 
 def find_running(folder: Path | None = None) -> RunningAgent:
-    """The agent that holds the lock.
+    """The agent that holds the lock of a folder; of the user's own, or else of the system's, when none is given.
 
     Raises:
         UnavailableError: none runs.
     """
-    folder = folder or runtime_folder()
-    nobody = UnavailableError(f"no agent runs here ({folder}); start one with 'gearshift run BUNDLE'")
+    folders = [folder or runtime_folder()]
+    if folder is None and not os.environ.get("RUNTIME_DIRECTORY"):
+        folders.append(SYSTEM_FOLDER)
+    for place in folders:
+        if (found := _running(place)) is not None:
+            return found
+    raise UnavailableError(f"no agent runs here ({folders[0]}); start one with 'gearshift run BUNDLE'")
+
+
+def _running(folder: Path) -> RunningAgent | None:
     try:
         with (folder / _LOCK_FILE).open() as lock:
             try:
@@ -107,9 +117,13 @@ def find_running(folder: Path | None = None) -> RunningAgent:
                 return msgspec.json.decode((folder / _STATE_FILE).read_bytes(), type=RunningAgent)
     except FileNotFoundError:
         pass
+    except PermissionError:
+        raise UnavailableError(
+            f"{folder}: an agent may run there, but you may not look; become root or a member of its group"
+        ) from None
     except (OSError, msgspec.DecodeError) as error:
         raise UnavailableError(f"{folder / _STATE_FILE}: cannot be read ({error}); is the agent yours?") from None
-    raise nobody
+    return None
 
 
 def notify(*lines: str) -> bool:

@@ -28,6 +28,34 @@ def test_the_running_agent_is_found_while_it_runs_and_not_after(tmp_path):
         lifecycle.find_running(tmp_path)
 
 
+def test_without_a_folder_the_users_own_agent_goes_before_the_systems(tmp_path, monkeypatch):
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "user"))
+    monkeypatch.setattr(lifecycle, "SYSTEM_FOLDER", tmp_path / "system")
+    with pytest.raises(UnavailableError, match="no agent runs"):
+        lifecycle.find_running()
+    with Instance(tmp_path / "system") as of_the_system:
+        of_the_system.announce(RunningAgent(pid=1, bundle="systems"))
+        assert lifecycle.find_running().bundle == "systems"
+        with Instance() as own:
+            own.announce(RunningAgent(pid=2, bundle="own"))
+            assert lifecycle.find_running().bundle == "own"
+        monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "elsewhere"))
+        with pytest.raises(UnavailableError, match="no agent runs"):
+            lifecycle.find_running()
+
+
+def test_the_group_of_the_agents_folder_may_look_where_the_umask_lets_it(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with Instance(tmp_path) as instance:
+            instance.announce(RunningAgent(pid=1))
+            for name in ("agent.lock", "agent.json"):
+                assert (tmp_path / name).stat().st_mode & 0o040, name
+    finally:
+        os.umask(before)
+
+
 def test_a_state_file_left_by_a_killed_agent_is_not_believed(tmp_path):
     with Instance(tmp_path) as instance:
         instance.announce(RunningAgent(pid=1))
