@@ -103,15 +103,36 @@ def test_those_who_wait_go_together_and_each_gets_its_own_logits(make_agent, ima
     assert agent.status().counters.requests == 6
 
 
-def test_what_a_batch_was_filled_up_with_never_shows(make_agent, images, helpers, backend, hold):
+def test_what_a_batch_was_filled_up_with_is_blank_whatever_lay_there_before(make_agent, images, helpers, backend, hold):
     agent = make_agent(policy=helpers.Scripted(helpers.point("s50", 4)))
-    for count in (4, 2):  # the second batch is put together where the first one was
-        held = hold(agent)
-        futures = [agent.submit(images[place : place + 1]) for place in range(count)]
-        held.let_go()
-        for place, future in enumerate(futures):
-            expected = helpers.expected("s50", images[place : place + 1])
-            np.testing.assert_array_equal(future.result(10).logits, expected)
+    held = hold(agent)
+    bad = [agent.submit(batch) for batch in (images[:1], images[1:2], images[2:3], np.full_like(images[:1], np.nan))]
+    held.let_go()
+    with pytest.raises(InputError):
+        bad[3].result(10)
+    held = hold(agent)
+    futures = [agent.submit(images[place : place + 1]) for place in range(3)]
+    held.let_go()
+    for place, future in enumerate(futures):
+        np.testing.assert_array_equal(future.result(10).logits, helpers.expected("s50", images[place : place + 1]))
+    assert backend.sizes == [4]  # none of it had to be asked for alone
+
+
+def test_energy_is_the_whole_requests_share_of_its_batch(make_agent, images, helpers, bundle, backend, hold):
+    table = helpers.make_table(bundle)
+    rows = [msgspec.structs.replace(row, energy_j=0.3 if row.batch_size == 1 else 0.1) for row in table.rows]
+    agent = make_agent(
+        table=msgspec.structs.replace(table, rows=tuple(rows)), policy=helpers.Scripted(helpers.point("s50", 4))
+    )
+    assert agent.infer(images[:1]).energy_j == pytest.approx(0.3)
+    assert agent.infer(images[:4]).energy_j == pytest.approx(0.4)
+    assert agent.infer(images[:2]).energy_j == pytest.approx(0.4)  # two of the four are blank
+    assert agent.infer(images[:5]).energy_j == pytest.approx(0.7)  # 4 and 1
+    held = hold(agent)
+    futures = [agent.submit(images[:2]), agent.submit(images[:1])]
+    held.let_go()
+    joules = [future.result(10).energy_j for future in futures]
+    assert joules == pytest.approx([0.4 * 2 / 3, 0.4 / 3])
 
 
 def test_one_bad_image_spoils_no_batch(make_agent, images, helpers, backend, hold):

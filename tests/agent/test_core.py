@@ -268,6 +268,7 @@ def test_a_late_request_is_answered_by_the_slack_plan_at_or_below_the_ceiling(
     assert agent.infer(images, deadline_ms=60).subnet == "s100"
     late = agent.infer(images, deadline_ms=40)
     assert late.subnet == "s25" and "40.0 ms left" in late.reason
+    assert [agent.infer(images[:1], deadline_ms=ms).subnet for ms in (60, 40)] == ["s100", "s25"]
     assert agent.infer(images).subnet == "s100"
 
 

@@ -208,15 +208,16 @@ def test_only_those_whom_one_engine_may_answer_go_together(bench, helpers):
 
 def test_a_minimum_accuracy_raises_a_request_no_further_than_needed_and_no_others_with_it(bench, helpers):
     bench.use(helpers.point("s25", 4))
-    fussy, plain, fussier, alike = (
+    fussy, plain, content, fussier, alike = (
         bench.request(floor=0.86),
         bench.request(),
+        bench.request(floor=0.80),  # s25 has just that
         bench.request(floor=0.93),
         bench.request(floor=0.9),
     )
-    turn, waiting = bench.turn(fussy, plain, fussier, alike)
+    turn, waiting = bench.turn(fussy, plain, content, fussier, alike)
     assert (turn.requests, turn.active.row.subnet) == ([fussy, alike], "s75")
-    assert list(waiting) == [plain, fussier]
+    assert list(waiting) == [plain, content, fussier]
     assert "86 % accuracy" in turn.active.reason
 
 
@@ -253,6 +254,15 @@ def test_a_step_whose_engine_is_not_at_hand_gives_way_to_one_for_less_slack(benc
     bench.guard.quarantine(next(key for key in bench.pool.keys if key.subnet == "s25"), RuntimeError("broken"))
     turn, _ = bench.turn(bench.request(deadline_ms=15.0))
     assert turn.active.row.subnet == "s100"
+
+
+def test_a_step_holds_from_its_slack_on_and_the_first_one_below_it(bench, helpers):
+    bench.use(helpers.point("s100"), (SlackStep(5.0, helpers.point("s25")), SlackStep(10.0, helpers.point("s100"))))
+    for deadline_ms, subnet in ((11.0, "s100"), (10.0, "s100"), (9.9, "s25"), (4.0, "s25"), (None, "s100")):
+        turn, _ = bench.turn(bench.request(deadline_ms=deadline_ms))
+        assert turn.active.row.subnet == subnet
+        quick = bench.chooser.idle(1, deadline_ms)  # the short way comes to the same, or leaves it to the long one
+        assert quick is turn.active if subnet == "s100" else quick is None
 
 
 def test_a_plan_never_goes_above_its_ceiling(bench, helpers):
