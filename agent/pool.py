@@ -25,6 +25,7 @@ import msgspec
 from agent.loader import USEFUL, WANTED, Loader
 from agent.resident import EngineKey, Resident, engine_key
 from backends.base import Artifact, Backend, CompileRequest, Engine
+from backends.store import RECORD
 from calibration.table import Row, Table
 from policies.base import SlackStep
 from subnets import Bundle
@@ -285,7 +286,7 @@ class EnginePool:
         before_ns, began = time.time_ns(), time.perf_counter()
         artifact = self._backends[key.backend].build(self._bundle, request)
         with contextlib.suppress(OSError):
-            if Path(artifact.path).stat().st_mtime_ns >= before_ns:  # else it was in the cache
+            if (Path(artifact.path) / RECORD).stat().st_mtime_ns >= before_ns:  # else it was in the cache
                 ms = (time.perf_counter() - began) * 1000
                 self._on_event("engine_built", {**key._asdict(), "ms": round(ms, 1)})
         return artifact
