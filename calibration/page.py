@@ -50,6 +50,7 @@ def _rules(colours: Mapping[str, str]) -> str:
         f".gs-chart text{{font:11px {_FONT};fill:{colours['soft']}}}"
         f".gs-chart .gs-title{{font-size:13px;font-weight:600;fill:{colours['ink']}}}"
         f".gs-chart .gs-label{{font-size:12px;fill:{colours['ink']}}}"
+        f".gs-chart .gs-name{{fill:{colours['ink']};font-weight:600}}"
         f".gs-grid{{stroke:{colours['rule']}}}.gs-axis{{stroke:{colours['soft']}}}.gs-paper{{fill:{colours['paper']}}}"
         f".gs-line{{fill:none;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}}.gs-band{{opacity:.18}}"
         f".gs-point{{stroke:{colours['paper']};stroke-width:1}}.gs-bar{{stroke:{colours['soft']};fill:none}}"
@@ -96,10 +97,10 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
 
 
 def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """An HTML table; cells are escaped, and columns whose every cell starts like a number are aligned to the right."""
+    """An HTML table; cells are escaped, and columns of numbers (as far as they are known) are aligned to the right."""
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     numeric = [
-        bool(cells) and all(row[k].lstrip("+-±<≥≤ ")[:1].isdigit() or not row[k] for row in cells)
+        bool(cells) and all(row[k].lstrip("+-±<≥≤ ")[:1].isdigit() or row[k] in ("", "unknown") for row in cells)
         for k in range(len(columns))
     ]
 

@@ -93,6 +93,18 @@ def marker(x: float, y: float, colour: int, title: str = "") -> str:
     return f'<path {style} d="{outline}">{title}</path>'
 
 
+def names(canvas: Canvas, spots: Sequence[tuple[float, float, str]]) -> str:
+    """Texts above and to the left of points, or to the right where the drawing would cut them off: (x, y, text)."""
+    parts = []
+    for x, y, text in spots:
+        if (spot := canvas.spot(x, y)) is None:
+            continue
+        outside = spot[0] < 12 + 7 * len(text)
+        side = f'x="{spot[0] + 8:.1f}"' if outside else f'x="{spot[0] - 8:.1f}" text-anchor="end"'
+        parts.append(f'<text class="gs-name" {side} y="{max(10.0, spot[1] - 7):.1f}">{html.escape(text)}</text>')
+    return "".join(parts)
+
+
 def band(canvas: Canvas, edges: Sequence[tuple[float, float, float]], colour: int) -> str:
     """The area between (x, low) and (x, high)."""
     pairs = [(canvas.spot(x, low), canvas.spot(x, high)) for x, low, high in edges]

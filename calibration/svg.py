@@ -76,6 +76,11 @@ class Chart:
         marks = list(zip(xs, ys, tooltips if tooltips is not None else [""] * len(xs), strict=True))
         self._shapes.append(lambda canvas: shapes.markers(canvas, marks, colour))
 
+    def names(self, xs: Sequence[float], ys: Sequence[float], texts: Sequence[str]) -> None:
+        """Short texts beside points, above and to the left of them."""
+        spots = list(zip(xs, ys, texts, strict=True))
+        self._shapes.append(lambda canvas: shapes.names(canvas, spots))
+
     def band(self, xs: Sequence[float], lows: Sequence[float], highs: Sequence[float], label: str) -> None:
         """The area between two curves, such as an interval; give it the label of the line it belongs to, or its own."""
         colour = self._colour(label, "band")

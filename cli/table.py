@@ -186,7 +186,7 @@ def print_table(table: Table) -> None:
         cells = (
             row.point,
             _with_range(row.accuracy, row.accuracy_low, row.accuracy_high, 100),
-            f"{wording.number(row.latency_p50_ms)} ±{100 * row.half_width:.1f}%",
+            wording.median(row),
             wording.number(row.latency_p99_ms),
             wording.number(row.throughput_per_s),
             _with_range(row.energy_j, row.energy_low_j, row.energy_high_j, 1e3),

@@ -126,6 +126,18 @@ class TestChart:
         assert texts.count("a") == 1 and texts.count("b") == 1
         assert "gs-band gs-f0" in chart.svg() and "gs-line gs-c0" in chart.svg() and "gs-line gs-c1" in chart.svg()
 
+    def test_names_stand_beside_their_points_and_inside_the_drawing(self):
+        chart = _chart()
+        chart.names([0, 5], [100, 50], ["first", "second"])
+        first, second = (
+            element
+            for element in _parsed(chart).iter("{http://www.w3.org/2000/svg}text")
+            if element.get("class") == "gs-name"
+        )
+        assert (first.text, second.text) == ("first", "second")
+        assert float(first.get("x")) > 0 and first.get("text-anchor") is None and float(first.get("y")) > 0
+        assert second.get("text-anchor") == "end"
+
     def test_lists_of_different_lengths_are_refused(self):
         with pytest.raises(ValueError, match="zip"):
             _chart().line([1, 2], [1], "a")
@@ -172,6 +184,21 @@ class TestReport:
         assert "s25@openvino:f32:b1" in text and "s100@openvino:f32:b1" in text
         assert "8.00 mJ (3.00 to 14.0)" in text and "1.40 W (0.500 to 2.90), modelled:spec-curve" in text
         assert "a model, not a measurement" in text and "90.0 % (88.0 to 92.0)" in text
+
+    def test_the_front_is_named_and_ends_with_its_last_point(self, make_table, make_row):
+        """A point that another one beats in both is drawn, but neither named nor on the line."""
+        rows = [
+            make_row(latency_p50_ms=2.0, accuracy=0.9),
+            make_row(subnet="s50", latency_p50_ms=3.0, latency_p50_high_ms=9.0, accuracy=0.89),
+            make_row(subnet="s100", latency_p50_ms=4.0, latency_p50_high_ms=4.2, accuracy=0.95, accuracy_high=0.97),
+        ]
+        drawn = report(make_table(rows)).partition("<svg class")[2].partition("</svg></svg>")[0]
+        assert re.findall(r'class="gs-name"[^>]*>([^<]*)<', drawn) == ["s25", "s100"]
+        (front,) = (path for path in re.findall(r'gs-line gs-c0" d="([^"]*)"', drawn) if "h18" not in path)
+        spots = _spots(front)
+        marks = [_spots(path)[0] for path in re.findall(r'gs-point gs-f1" d="([^"]*)"', drawn)]
+        assert spots[0][0] == pytest.approx(marks[0][0] + 4, abs=0.2)  # a square's path begins at its corner
+        assert spots[-1][0] == pytest.approx(marks[2][0] + 4, abs=0.2)
 
     def test_without_energies_it_says_so_and_draws_none(self, make_table):
         text = report(make_table())
@@ -230,6 +257,13 @@ class TestWording:
     )
     def test_numbers_have_three_significant_digits(self, value, text):
         assert wording.number(value) == text
+
+    def test_a_wide_interval_is_told_by_its_ends(self, make_row):
+        """Half of it would lie: it is symmetric on a logarithmic scale only."""
+        assert wording.latency(make_row()) == "2.00 ms ± 5.0 %" and wording.median(make_row()) == "2.00 ±5.0%"
+        wide = make_row(latency_p50_low_ms=1.0, latency_p50_high_ms=4.0)
+        assert wording.latency(wide) == "2.00 ms (1.00 to 4.00)"
+        assert wording.median(wide) == "2.00 (1.00 to 4.00)"
 
     def test_unknown_energy_is_called_unknown(self, make_row):
         row = make_row()
