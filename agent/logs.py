@@ -1,6 +1,5 @@
 """What happens, in words, with a priority, in the form that suits whoever reads it.
 
-* :func:`words`, :func:`level_of`, :func:`is_fault`: an event as one sentence, and how loud it is.
 * :func:`configure`: where log lines go: colours on a terminal, ``<N>`` priorities for systemd's journal, time and level
   in a file, one JSON object a line for a collector.
 * :func:`tell`: logs an event.
@@ -19,79 +18,13 @@ from typing import Any, Literal, TextIO
 
 import msgspec
 
+from agent.events import level_of, words
+
 Form = Literal["auto", "text", "json"]
 LOGGER = "gearshift"
-_LEVELS = {
-    "backend_unavailable": logging.WARNING,
-    "mismatch": logging.WARNING,
-    "over_budget": logging.WARNING,
-    "sensor_failed": logging.WARNING,
-    "table_drifted": logging.WARNING,
-    "clock_jumped": logging.WARNING,
-    "reload_refused": logging.ERROR,
-}
-_SUFFIXES = {
-    "_failed": logging.ERROR,
-    "_stopped": logging.ERROR,
-    "_hung": logging.ERROR,
-    "_lost": logging.WARNING,
-    "_late": logging.WARNING,
-    "_limit": logging.WARNING,
-}
 # syslog(3): 3 error, 4 warning, 6 information, 7 debugging
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 _STYLES = ((logging.ERROR, "red"), (logging.WARNING, "yellow"))
-
-
-def level_of(name: str) -> int:
-    """How loud an event is, as one of ``logging``'s levels."""
-    for suffix, level in _SUFFIXES.items():
-        if name.endswith(suffix):
-            return _LEVELS.get(name, level)
-    return _LEVELS.get(name, logging.INFO)
-
-
-def is_fault(name: str) -> bool:
-    """Whether an event is one that an operator should look at."""
-    return level_of(name) >= logging.WARNING
-
-
-def words(name: str, detail: Mapping[str, Any]) -> str:
-    """One sentence for an event; for one that is not known here, its name and details."""
-    if name == "listening":
-        places = [f"http://{detail['host']}:{detail['port']}"] if detail["host"] else []
-        places += [f"unix:{detail['socket']}"] if detail["socket"] else []
-        places += [f"native:{detail['native']}"] if detail.get("native") else []
-        places += [f"grpc://{detail['host']}:{detail['grpc_port']}"] if detail.get("grpc_port") else []
-        places += [f"grpc+unix:{detail['grpc_socket']}"] if detail.get("grpc_socket") else []
-        return f"serving {detail['bundle']} at {' and '.join(places)}"
-    if name == "switch":
-        origin = f"{detail['from']} → " if detail["from"] else "starting with "
-        return f"{origin}{detail['to']}: {detail['reason']}"
-    if name == "hold":
-        return f"hold: {detail['subnet']} for {detail['for_s']:.0f} s ({detail['reason']})"
-    if name == "reloaded":
-        waiting = f"; only after a restart: {', '.join(detail['after_restart'])}" if detail["after_restart"] else ""
-        return f"configuration reloaded, changed: {', '.join(detail['changed']) or 'nothing'}{waiting}"
-    if name == "dry_run":
-        return f"dry run: decisions are told, not applied; {detail['point']} answers"
-    if name == "would_switch":
-        return f"would switch to {detail['to']}: {detail['reason']}"
-    if name == "engine_loaded":
-        return f"loaded {detail['subnet']} in {detail['ms']:.0f} ms"
-    if name == "engine_failed":
-        out = f"; out for {detail['backoff_s']:g} s" if detail["backoff_s"] else "; it stays in service"
-        return f"engine {detail['subnet']} ({detail['backend']}, {detail['precision']}) failed: {detail['error']}{out}"
-    if name == "stopped":
-        counted = (f"{what} {detail[key]}" for what, key in _COUNTED if key in detail)
-        return f"stopped: {', '.join(counted)}"
-    if name == "status":
-        return f"status: {msgspec.json.encode(detail).decode()}"
-    shown = ", ".join(f"{key} {value}" for key, value in detail.items())
-    return name.replace("_", " ") + (f": {shown}" if shown else "")
-
-
-_COUNTED = (("requests answered", "requests"), ("failed", "failed"), ("switches", "switches"))
 
 
 def tell(name: str, detail: Mapping[str, Any]) -> None:

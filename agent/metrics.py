@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, SummaryMetricFamily
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import choose_encoder, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from starlette.requests import Request
@@ -95,6 +95,10 @@ class Metrics:
             return Response(self.triton(), media_type="text/plain; version=0.0.4; charset=utf-8")
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self._registry), headers={"Content-Type": content_type})
+
+    def text(self) -> str:
+        """The exposition in Prometheus's plain text format."""
+        return generate_latest(self._registry).decode()
 
     def triton(self) -> str:
         """Triton's names. Durations are sums in microseconds; a version is a subnet by its place on the ladder."""

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from agent import logs
+from agent import events as happened
 from agent.journal import BatchLine, DecisionLine, EventLine, Meta, SwitchLine
 from agent.values import Explanation
 from policies.base import Goals
@@ -97,11 +97,11 @@ def _search(file: Path, unix_s: float) -> Past | float | None:
         if isinstance(line, Meta):
             meta = line
         elif isinstance(line, EventLine):
-            words = logs.words(line.name, line.detail)
-            events.append((line.t_unix_ns / 1e9, words, logs.is_fault(line.name)))
+            words = happened.words(line.name, line.detail)
+            events.append((line.t_unix_ns / 1e9, words, happened.is_fault(line.name)))
         elif isinstance(line, SwitchLine):
             detail = {"from": line.from_, "to": line.to, "reason": line.reason}
-            events.append((line.t_unix_ns / 1e9, logs.words("switch", detail), False))
+            events.append((line.t_unix_ns / 1e9, happened.words("switch", detail), False))
         elif isinstance(line, DecisionLine):
             if run and _gist(run[-1]) == _gist(line):
                 run, ticks = [run[0], *run[1:][-1:], line], ticks + 1

@@ -73,7 +73,6 @@ class Ui:
     def __init__(self, viewer: Viewer, *, max_streams: int = MAX_STREAMS, period_s: float = PERIOD_S) -> None:
         self._viewer, self._max_streams, self._period_s = viewer, max_streams, period_s
         self._page, self._policy = page()
-        self._table = msgspec.json.encode(viewer.agent.table)
         self._encoder = msgspec.json.Encoder()
         self._closed = False
         self._streams = 0
@@ -107,7 +106,7 @@ class Ui:
 
     async def table(self, request: Request) -> Response:
         """The operating points."""
-        return _json(self._table)
+        return _json(self._encoder.encode(self._viewer.agent.table))
 
     async def events(self, request: Request) -> Response:
         """A stream of views, until the reader goes or the agent closes; 503 when as many as may be are being read."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from agent import logs
+from agent import events
 from agent.core import Agent
 from agent.headroom import Headroom, headrooms
 from agent.resident import EngineKey, engine_key
@@ -123,8 +123,6 @@ class Viewer:
         self._history: deque[Sample] = deque(maxlen=HISTORY)
         self._switches: deque[Changed] = deque(maxlen=_LAST)
         self._faults: deque[Told] = deque(maxlen=_LAST)
-        self._rows = _smallest(agent.table.rows)
-        self._useful = {row.point for row in frontier(self._rows)}
         agent.on_event(self._on_event)
         agent.on_tick(self.sample)
 
@@ -185,6 +183,9 @@ class Viewer:
 
     def _points(self, status: Status) -> tuple[Point, ...]:
         resident = {(e.subnet, e.backend, e.precision, e.threads) for e in status.engines if e.resident}
+        every = self.agent.table.rows  # another table after measuring again
+        rows = _smallest(every)
+        useful = {row.point for row in frontier(rows)}
 
         def told(row: Row) -> Point:
             return Point(
@@ -196,13 +197,13 @@ class Viewer:
                 work_w=row.power_w,
                 energy_j=row.energy_j,
                 energy_source=row.energy_source,
-                useful=row.point in self._useful,
+                useful=row.point in useful,
                 resident=tuple(engine_key(row)) in resident,
                 current=row.point == status.point,
             )
 
-        in_use = [row for row in self.agent.table.rows if row.point == status.point and row not in self._rows]
-        return tuple(told(row) for row in sorted([*self._rows, *in_use], key=lambda row: row.latency_p50_ms))
+        in_use = [row for row in every if row.point == status.point and row not in rows]
+        return tuple(told(row) for row in sorted([*rows, *in_use], key=lambda row: row.latency_p50_ms))
 
     def _on_event(self, event: Event) -> None:
         if event.name == "switch":
@@ -220,8 +221,8 @@ class Viewer:
                     ms=detail["ms"],
                 )
             )
-        elif logs.is_fault(event.name):
-            words = logs.words(event.name, event.detail)
+        elif events.is_fault(event.name):
+            words = events.words(event.name, event.detail)
             before = self._faults[-1] if self._faults else None
             times = 1
             if before is not None and (before.name, before.words) == (event.name, words):

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from agent import logs
+from agent import events, logs
 
 SWITCH = {"from": "s100@x:f32:b1", "to": "s50@x:f32:b1", "reason": "too hot", "bound": "thermal", "ms": 0.2}
 FAILED = {"subnet": "s50", "backend": "x", "precision": "f32", "threads": 1, "error": "gone", "backoff_s": 2.0}
@@ -29,14 +29,19 @@ def environment_of(file, offset=0):
 
 
 def test_events_are_sentences():
-    assert logs.words("switch", SWITCH) == "s100@x:f32:b1 → s50@x:f32:b1: too hot"
-    assert logs.words("switch", SWITCH | {"from": None}) == "starting with s50@x:f32:b1: too hot"
-    assert logs.words("engine_failed", FAILED) == "engine s50 (x, f32) failed: gone; out for 2 s"
-    assert logs.words("engine_failed", FAILED | {"backoff_s": 0.0}).endswith("it stays in service")
-    assert logs.words("hold", {"subnet": "s25", "for_s": 60.0, "reason": "test"}) == "hold: s25 for 60 s (test)"
-    assert logs.words("would_switch", {"to": "s25", "reason": "too hot"}) == "would switch to s25: too hot"
-    assert logs.words("hold_expired", {}) == "hold expired"
-    assert logs.words("something_new", {"a": 1, "b": "c"}) == "something new: a 1, b c"
+    assert events.words("switch", SWITCH) == "s100@x:f32:b1 → s50@x:f32:b1: too hot"
+    assert events.words("switch", SWITCH | {"from": None}) == "starting with s50@x:f32:b1: too hot"
+    assert events.words("engine_failed", FAILED) == "engine s50 (x, f32) failed: gone; out for 2 s"
+    assert events.words("engine_failed", FAILED | {"backoff_s": 0.0}).endswith("it stays in service")
+    assert events.words("hold", {"subnet": "s25", "for_s": 60.0, "reason": "test"}) == "hold: s25 for 60 s (test)"
+    assert events.words("would_switch", {"to": "s25", "reason": "too hot"}) == "would switch to s25: too hot"
+    assert events.words("hold_expired", {}) == "hold expired"
+    assert events.words("engine_hung", FAILED | {"backoff_s": 30.0}) == "engine s50 (x, f32) hung: gone; out for 30 s"
+    assert events.words("sensor_failed", {"error": "no bus"}) == "sensor failed: no bus"
+    restored = {"hold": "s25", "policy": True}
+    assert events.words("state_restored", restored) == "goes on with the hold of s25 and the state of the policy"
+    assert events.words("state_restored", restored | {"hold": None}) == "goes on with the state of the policy"
+    assert events.words("something_new", {"a": 1, "b": "c"}) == "something new: a 1, b c"
 
 
 @pytest.mark.parametrize(
@@ -50,11 +55,18 @@ def test_events_are_sentences():
         ("sensor_failed", logging.WARNING),
         ("sensor_lost", logging.WARNING),
         ("over_budget", logging.WARNING),
+        ("hard_limit", logging.ERROR),
+        ("hard_limit_left", logging.INFO),
+        ("engine_hung", logging.ERROR),
+        ("state_failed", logging.ERROR),
+        ("state_restored", logging.INFO),
+        ("clock_jumped", logging.WARNING),
+        ("table_drifted", logging.WARNING),
         ("stopped", logging.INFO),
     ],
 )
 def test_faults_are_louder_than_what_is_wanted(name, level):
-    assert logs.level_of(name) == level
+    assert events.level_of(name) == level
 
 
 def test_only_the_journals_own_stream_is_taken_for_it(tmp_path):
@@ -82,7 +94,7 @@ def test_in_the_journal_every_line_has_its_syslog_priority(tmp_path):
     assert written(tmp_path, "auto", journal=True) == [
         "<6>s100@x:f32:b1 → s50@x:f32:b1: too hot",
         "<3>engine s50 (x, f32) failed: gone; out for 2 s",
-        "<4>sensor lost: quantity power_w, why unplugged",
+        "<4>power_w is unknown now: unplugged",
         "<3>a library's",
         "<3>own words",
     ]

@@ -57,8 +57,8 @@ def test_equal_decisions_before_it_are_counted_and_faults_shortly_before_are_tol
     told = found.explanation
     assert told.until_unix_s == START_S + 47 and told.ticks == round(told.until_unix_s - told.since_unix_s) + 1
     assert told.since_unix_s >= START_S + 40
-    assert told.faults == ("sensor failed: error no bus",)
-    assert found.events == ((START_S + 45, "sensor failed: error no bus"),)
+    assert told.faults == ("sensor failed: no bus",)
+    assert found.events == ((START_S + 45, "sensor failed: no bus"),)
     assert past.find(written, START_S + 44.5).explanation.faults == ()
 
 

@@ -98,7 +98,7 @@ def test_faults_are_told_and_equal_ones_in_a_row_counted(watched, backend, image
     for _ in range(2):
         agent._emit("sensor_failed", {"error": "no bus"})
     newest, _ = viewer.view().faults
-    assert (newest.words, newest.times) == ("sensor failed: error no bus", 2)
+    assert (newest.words, newest.times) == ("sensor failed: no bus", 2)
 
 
 def test_two_viewers_are_two_instances(watched):
