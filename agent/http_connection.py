@@ -107,9 +107,9 @@ class Connection(asyncio.Protocol):
         self._next()
 
     def eof_received(self) -> bool:
-        """The client sends no more, but may still read: what has arrived whole is answered."""
-        self._deaf = self._ending = True
-        return not self.idle
+        """The client has gone. It might have ended its side alone and still read, which nothing tells; as in other
+        servers that counts as gone, so that an inference for nobody costs nothing."""
+        return False
 
     def pause_writing(self) -> None:
         """The client does not take its replies: wait, but not for ever."""
