@@ -1,4 +1,4 @@
-"""Inferences over HTTP: JSON and binary tensors, compression, classes, parameters, shared memory, and what is refused."""
+"""Inferences over HTTP: tensors as JSON, binary or in shared memory, compression, classes, parameters, refusals."""
 
 import gzip
 import json
