@@ -79,7 +79,7 @@ class Composite(Policy):
         h_lo: float = 0.15,
         h_hi: float = 0.35,
         forecast_s: float = 30.0,
-        margin_c: float = 1.0,
+        margin_c: float = 0.5,
         reference_c: float = 25.0,
         settle_s: float = 10.0,
         clear_s: float = 60.0,

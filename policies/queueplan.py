@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -11,6 +12,9 @@ from calibration.table import Row, Table
 from policies.base import Goals, SlackStep
 from policies.fitting import plan_of, shelves
 from policies.rungs import PerTable, Rungs, Where, same_engine
+
+if TYPE_CHECKING:
+    from policies.lindley import Action, Solution
 
 _STEP = 1.15  # ratio between neighbouring bins of load and of slowdown
 _STICK = 0.25  # of a bin, by which a value must leave its bin before the next one is taken
@@ -59,7 +63,7 @@ class QueuePlans:
         return solved[key]
 
     def _solve(self, table: Table, rate_hz: float, slowdown: float, most_accuracy: float) -> Planned:
-        from policies.lindley import Action, Size, solve
+        from policies.lindley import Action, Size
 
         assert self.goals.deadline_ms is not None
         rests_hz, rate_hz = rate_hz, max(rate_hz, self._busy_hz(table))
@@ -91,7 +95,7 @@ class QueuePlans:
             )
             for row in rows
         ]
-        solution = solve(actions, rate_hz, used_s)
+        solution = _solution(tuple(actions), rate_hz, used_s)
         choices: list[tuple[float, Row]] = []
         last = len(solution.waits_s) - 1
         for place in range(last, -1, -1):  # from the longest wait to none
@@ -116,6 +120,14 @@ class QueuePlans:
         """The least rate that makes a difference: where rests cost something, that at which all of them are long."""
         settles = [row.duty.settle_ms / 1000 for ladder in self.shelves(table) for row in ladder.rows if row.duty]
         return min([self._busy_hz(table), *(_RESTED / settle_s for settle_s in settles)])
+
+
+@lru_cache(maxsize=1024)
+def _solution(actions: tuple[Action, ...], rate_hz: float, deadline_s: float) -> Solution:
+    """Solved once a process: an arena meets the same queue again in every run."""
+    from policies.lindley import solve
+
+    return solve(actions, rate_hz, deadline_s)
 
 
 def _family(table: Table, row: Row) -> list[Row]:

@@ -26,8 +26,10 @@ _POWER_S = 5.0  # time constant of the power that a forecast starts from
 _LONG = 3.0  # how much farther than forecast_s is looked before a step up: as long as it should last
 _WINDOWS = 3.0  # windows of identification in forecast_s
 _FILTERS = 4.0  # time constants of the temperature's filter in forecast_s
-_CLEARLY_C = 1.0  # a step up must stay so far below, a step of a coarse sensor
-_DOUBTS = 2.0  # standard deviations of the forecast to keep clear of the limit
+_CLEARLY_C = 0.5  # a step up must stay so far below
+_DOUBTS = 1.0  # standard deviations of the forecast to keep clear of the limit, beside the margin
+_DOUBTS_READING = 2.0  # standard deviations of its noise that a reading at the limit is doubted by
+_NOISE_S = 120.0  # time constant of that noise
 _IDENTIFY_S = 120.0  # time constant of the degrees-per-watt estimate
 
 
@@ -42,6 +44,7 @@ class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     heat: HeatMemory = msgspec.field(default_factory=HeatMemory)
     power_w: Smoothed = msgspec.field(default_factory=Smoothed)
     filtered_c: float | None = None
+    missed_c2: Smoothed = msgspec.field(default_factory=Smoothed)  # square of what readings are beside that
     filtered_s: float = 0.0
 
 
@@ -49,10 +52,11 @@ class Thermal(RungPolicy, Remembering[_Memory]):
     """Steps a ceiling down before the limit is reached, and up again when the model says that it will hold.
 
     *Once the device is identified* as one thermal node, from its own temperature and power, ``T_i(s)`` is the forecast
-    for rung i after ``s`` seconds, plus twice the standard deviation of the estimate. With ``H = forecast_s``::
+    for rung i after ``s`` seconds, plus a standard deviation of the estimate, and ``t_i`` without. With
+    ``H = forecast_s`` and rung u in use::
 
-        down to the best i with  T_i(H)    <= limit - margin
-        up one rung if           T_i(3 H)  <= limit - margin - 1
+        down if                  T_u(H) > limit - margin,  to the best i below with T_i(H) <= limit
+        up one rung if           T_i(H), t_i(3 H)  <= limit - margin - 0.5
 
     The longer look before going up keeps the number of switches small where no rung holds the limit exactly: the two
     around it take turns of a minute or more. The power of a rung is the measured one, plus the table's difference.
@@ -61,7 +65,8 @@ class Thermal(RungPolicy, Remembering[_Memory]):
     show its effect, which also holds with a model.
 
     ==================================  ==========================================================
-    temperature at or above the limit   down to the fastest rung at once (urgent)
+    temperature at or above the limit   down to the fastest rung at once (urgent); with a model, the filtered
+                                        temperature counts, and a reading only beyond two standard deviations of noise
     the processor has throttled itself  one step down (urgent)
     h < ``h_lo``                        one step down
     h > ``h_hi``, now and ahead,        one step up, if the headroom predicted for the better rung
@@ -98,7 +103,7 @@ class Thermal(RungPolicy, Remembering[_Memory]):
         h_lo: float = 0.15,
         h_hi: float = 0.35,
         forecast_s: float = 30.0,
-        margin_c: float = 1.0,
+        margin_c: float = 0.5,
         reference_c: float = 25.0,
         settle_s: float = 10.0,
         clear_s: float = 60.0,
@@ -145,13 +150,16 @@ class Thermal(RungPolicy, Remembering[_Memory]):
         elif (node := identified(memory.heat)) is not None and (power_w := memory.power_w.value) is not None:
             target, state = self._foresee(conditions, table, node, power_w, measured, limit, level, running)
         else:
+            memory.filtered_c = None
             target, state = self._walk(conditions, table, measured, limit, level, running)
         if conditions.throttled:
             memory.throttled_s = now
             state += ", throttled"
         if target != level:
             memory.steps_down, memory.stepped_s = top - target, now
-        urgent = bool(conditions.throttled) or (measured is not None and limit is not None and measured >= limit)
+        urgent = bool(conditions.throttled) or (
+            measured is not None and limit is not None and self._at(limit, measured)
+        )
         bound = "thermal" if target < top else "none"
         return rungs.choose(target, f"thermal: {state}: {rungs.labels[target]}", bound, urgent=urgent)
 
@@ -193,18 +201,17 @@ class Thermal(RungPolicy, Remembering[_Memory]):
         reading, measured = measured, self._filter(node, power_w, measured, now)
         model = self._model(table)
 
-        def ahead_c(index: int, seconds: float) -> float:
+        def ahead_c(index: int, seconds: float, doubts: float = _DOUBTS) -> float:
             more_w = model.difference_w(index, running, conditions.arrival_rate_hz)
             watts = max(0.0, power_w + (more_w or 0.0))
-            doubt_c = _DOUBTS * node.doubt_c(measured, watts, seconds)
-            return node.forecast_c(measured, watts, seconds) + doubt_c
+            return node.forecast_c(measured, watts, seconds) + doubts * node.doubt_c(measured, watts, seconds)
 
         expected = ahead_c(level, self.forecast_s)
         state = (
             f"{reading:.1f} °C, {rungs.labels[level]} brings {expected:.1f} °C in {self.forecast_s:g} s, "
             f"{limit:g} °C allowed"
         )
-        if reading >= limit:
+        if self._at(limit, reading):
             return 0, state
         settled = self._since(self._memory.stepped_s, now) >= self.settle_s
         if conditions.throttled:
@@ -212,12 +219,13 @@ class Thermal(RungPolicy, Remembering[_Memory]):
         if expected > keep_c:
             if not settled:
                 return level, state
-            most_c = max(keep_c, (measured + keep_c) / 2)  # from above, half the way back is enough
-            fitting = (index for index in range(level - 1, 0, -1) if ahead_c(index, self.forecast_s) <= most_c)
+            # One step, unless that would not do: the next forecast comes long before the limit does.
+            fitting = (index for index in range(level - 1, 0, -1) if ahead_c(index, self.forecast_s) <= limit)
             return min(next(fitting, 0), level), state
         if level < len(rungs.points) - 1 and settled and self._clear(now):
             long_s = _LONG * self.forecast_s
-            warmest = max(ahead_c(level + 1, self.forecast_s), ahead_c(level + 1, long_s))
+            # Far ahead it is enough to be likely: near the limit there is still the way back.
+            warmest = max(ahead_c(level + 1, self.forecast_s), ahead_c(level + 1, long_s, 0.0))
             if warmest <= keep_c - _CLEARLY_C:
                 return level + 1, state
             state += f"; {rungs.labels[level + 1]} would bring {warmest:.1f} °C in {duration(long_s)}"
@@ -232,8 +240,16 @@ class Thermal(RungPolicy, Remembering[_Memory]):
             memory.filtered_c = measured
         else:
             expected = node.forecast_c(before, power_w, elapsed)
+            memory.missed_c2.update((measured - expected) ** 2, now, _NOISE_S)
             memory.filtered_c = expected - math.expm1(-elapsed * _FILTERS / self.forecast_s) * (measured - expected)
         return memory.filtered_c
+
+    def _at(self, limit: float, reading: float) -> bool:
+        """Whether the limit is reached: by the filtered temperature, or by a reading that noise does not explain."""
+        memory = self._memory
+        if memory.filtered_c is None or memory.missed_c2.value is None:
+            return reading >= limit
+        return memory.filtered_c >= limit or reading - _DOUBTS_READING * math.sqrt(memory.missed_c2.value) >= limit
 
     def _down(self, now: float, level: int, running: int) -> int:
         """One below what runs, unless the last step is too recent to have shown its effect."""

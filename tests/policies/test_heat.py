@@ -133,7 +133,7 @@ def test_the_forecast_steps_down_before_the_limit_and_not_after(table):
     first = next(t for t, (_, _, point) in enumerate(seen) if not point.startswith("s100") and t > 1000)
     assert seen[first][0] < 85.0
     moves = sum(a[2] != b[2] for a, b in pairwise(seen))
-    assert moves <= 80  # in two hours: turns of a minute and a half or more
+    assert moves <= 120  # in two hours: turns of a minute or more
 
 
 def test_the_identified_model_uses_the_room_that_a_fixed_headroom_wastes(table):
