@@ -50,6 +50,8 @@ class Strictest(Policy):
         plan = planned.slack_plan
         if planned.point != lowest.point:
             plan = fit_plan(plan, order, lowest.point, conditions.slowdown)
+        if urgent == lowest.urgent and plan == lowest.slack_plan:
+            return lowest
         return Decision(
             point=lowest.point,
             reason=lowest.reason,
