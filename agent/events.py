@@ -19,6 +19,7 @@ _LEVELS = {
     "hard_limit": logging.ERROR,
     "mismatch": logging.WARNING,
     "over_budget": logging.WARNING,
+    "policy_late": logging.WARNING,
     "recalibration_failed": logging.WARNING,
     "reload_refused": logging.ERROR,
     "sensor_failed": logging.WARNING,

@@ -22,7 +22,8 @@ def screen(view: dict[str, Any], width: int, height: int, notice: str = "") -> l
         height: lines; from 24 on everything is there, with more there is more of it.
         notice: shown first, e.g. that the agent does not answer.
     """
-    lines = [*_head(view, width, notice), Text(), *_bars(view, width), *_sparks(view, width), Text()]
+    apart = [Text()] if height >= 28 else []
+    lines = [*_head(view, width, notice), Text(), *_bars(view, width), *apart, *_sparks(view, width), Text()]
     tail = _tail(view, width, room=height - len(lines))
     block = height - len(lines) - len(tail)
     if block >= 5:
@@ -78,10 +79,9 @@ def _bars(view: dict[str, Any], width: int) -> list[Text]:
     for one in view["headrooms"]:
         level, length = one["headroom"], max(10, min(30, width - 50))
         style = "dim" if level is None else "red" if level <= 0 else "yellow" if level < 0.15 else "green"
-        bar = Text(("·" if level is None else " ") * length, "dim")
-        if level is not None:
-            bar = Text(_bar(level, length), style)
-            bar.append("░" * (length - len(bar)), "dim")
+        full = "" if level is None else _bar(level, length)
+        rest = ("·" if level is None else "░") * (length - len(full))
+        bar = Text.assemble((full, style), (rest, "bright_black"))
         lines.append(Text.assemble(f"{one['name']:<9}", bar, " ", (one["says"], "red" if style == "red" else "")))
     return lines
 

@@ -152,7 +152,8 @@ def _print(out: Any, one: dict[str, Any]) -> None:
         f"  why         {escape(one['reason'])} (bound: {one['bound']})",
     ]
     if one["applied"] != one["decided"]:
-        lines.append(f"  applied     {one['applied'] or 'nothing'}: {escape(one['applied_why'])}")
+        bound = f" (bound: {one['applied_bound']})" if one["applied_bound"] else ""
+        lines.append(f"  applied     {one['applied'] or 'nothing'}: {escape(one['applied_why'])}{bound}")
     lines += [f"  fault       [red]{escape(fault)}[/]" for fault in one["faults"]]
     lines.append(f"  conditions  {known_figures(one['conditions']) or 'nothing was known'}")
     lines.append(f"  goals       {_wishes(one)}")
