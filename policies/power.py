@@ -33,16 +33,16 @@ class Power(RungPolicy, Remembering[_Memory]):
     def __init__(self, goals: Goals, *, where: Where | None = None) -> None:
         super().__init__(goals, where=where)
         self._model: PerTable[PowerModel] = PerTable(lambda t: power_model(self._rungs(t), t.idle_power_w))
+        self._free: PerTable[Decision] = PerTable(self._unbound)
         self._remember(_Memory)
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
         """The most accurate rung below the cap; the thriftiest, as best effort, when none is."""
-        rungs, busy_w = self._rungs(table), self._model(table).busy_w
-        top = len(rungs.points) - 1
-        cap_w = self.goals.max_power_w
+        cap_w, busy_w = self.goals.max_power_w, self._model(table).busy_w
         if cap_w is None or busy_w is None:
-            why = "no cap" if cap_w is None else "the table has no powers, nothing can be kept"
-            return rungs.choose(top, f"power: {why}: {rungs.labels[top]}")
+            return self._free(table)
+        rungs = self._rungs(table)
+        top = len(rungs.points) - 1
         measured, in_use = conditions.power_w, rungs.position.get(current) if current is not None else None
         if measured is not None and in_use is not None:
             self._memory.excess_w.update(max(0.0, measured - busy_w[in_use]), conditions.time_s, _EXCESS_S)
@@ -61,3 +61,10 @@ class Power(RungPolicy, Remembering[_Memory]):
         if chosen < top:
             draws += f"; {rungs.labels[chosen + 1]} would draw {busy_w[chosen + 1]:.1f} W"
         return rungs.choose(chosen, f"power: {draws}", "power" if chosen < top else "none", urgent=urgent)
+
+    def _unbound(self, table: Table) -> Decision:
+        """The decision where nothing binds."""
+        rungs = self._rungs(table)
+        top = len(rungs.points) - 1
+        why = "no cap" if self.goals.max_power_w is None else "the table has no powers, nothing can be kept"
+        return rungs.choose(top, f"power: {why}: {rungs.labels[top]}")

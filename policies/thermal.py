@@ -285,8 +285,9 @@ class Thermal(RungPolicy, Remembering[_Memory]):
         if power is not None:
             observe(memory.heat, now, measured, power, self.forecast_s / _WINDOWS)
             memory.power_w.update(power, now, _POWER_S)
-            memory.rise_times_power.update((measured - self.reference_c) * power, now, _IDENTIFY_S)
-            memory.power_squared.update(power * power, now, _IDENTIFY_S)
+            if identified(memory.heat) is None:
+                memory.rise_times_power.update((measured - self.reference_c) * power, now, _IDENTIFY_S)
+                memory.power_squared.update(power * power, now, _IDENTIFY_S)
 
     def _rise_c(self, table: Table, index: int, running: int, conditions: Conditions) -> float:
         """How many degrees more a rung brings in the long run than the one in use; 0 when that cannot be said."""
