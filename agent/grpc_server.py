@@ -1,8 +1,8 @@
 """gRPC: Open Inference Protocol v2 with Triton's extensions, and ``grpc.health.v1``, beside the HTTP server.
 
-A pool of threads, one a call: measured no slower than an event loop, and simpler. Whatever a client sends, it gets a
-status and a sentence; what it may send, how often and on how many connections is limited. The token is checked before a
-message is read.
+A pool of threads, one a call: measured faster than an event loop with one client, and no slower with eight. Whatever a
+client sends, it gets a status and a sentence; what it may send, how often and on how many connections is limited. The
+token is checked before a message is read.
 
 Needs grpcio and protobuf (the ``grpc`` extra); nothing else of the agent imports this module before it is configured.
 """

@@ -38,6 +38,7 @@ class InferStream:
         self._calls = calls
         self._room = threading.Semaphore(window)
         self._under_way: queue.SimpleQueue[tuple[Message | None, Pending | Exception] | None] = queue.SimpleQueue()
+        self._order = threading.Lock()  # or the end could come before a request that was begun
         self._closing = self._gone = False
         self._pending: set[Any] = set()
 
@@ -56,8 +57,9 @@ class InferStream:
 
     def close(self) -> None:
         """Takes no more requests; those under way are answered."""
-        self._closing = True
-        self._under_way.put(None)
+        with self._order:
+            self._closing = True
+            self._under_way.put(None)
 
     def abandon(self) -> None:
         """The call is over: nobody waits for an answer any more."""
@@ -71,9 +73,10 @@ class InferStream:
         try:
             for message in messages:
                 self._room.acquire()
-                if self._closing or self._gone:
-                    break
-                self._under_way.put(self._begin(message))
+                with self._order:
+                    if self._closing or self._gone:
+                        break
+                    self._under_way.put(self._begin(message))
         except Exception:  # the call has ended; its thread knows from abandon()
             pass
         finally:

@@ -92,11 +92,11 @@ def write_reply(asked: Asked, answer: Answer, model: ServedModel, regions: Regio
         output.datatype = "FP32"
         output.shape.extend(answer.logits.shape)
         content = answer.logits.astype(LITTLE, copy=False).tobytes()
-    if wish.part is None:
-        response.raw_output_contents.append(content)
-    else:
+    if wish.part is not None:
         check_room(wish.part, len(content))
         regions.write(wish.part.region, wish.part.offset, content)
+        content = b""  # Triton's C++ client crashes on an output without raw contents, be they empty
+    response.raw_output_contents.append(content)
     return response
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import queue
 import threading
+import time
 
 import grpc
 import numpy as np
@@ -59,6 +60,11 @@ def refused(call):
     words = caught.value.message()
     assert "Traceback" not in words and "\n" not in words and len(words) <= 1000
     return caught.value.status().removeprefix("StatusCode."), words
+
+
+def until(true):
+    while not true():
+        time.sleep(0.01)
 
 
 # -- health and descriptions
@@ -165,11 +171,19 @@ def test_a_version_pins_the_subnet(client, images, helpers, version, subnet):
     np.testing.assert_array_equal(result.as_numpy("logits"), helpers.expected(subnet, images))
 
 
-def test_parameters_of_a_request_reach_the_agent(client, images, helpers):
+def test_parameters_of_a_request_reach_the_agent(client, agent, policy, images, helpers):
+    def told(name, **asked):
+        response = client.infer("tiny", [tensor(images)], parameters=asked).get_response()
+        return response.parameters[name].double_param
+
     result = client.infer("tiny", [tensor(images)], parameters={"subnet": "s50"})
     np.testing.assert_array_equal(result.as_numpy("logits"), helpers.expected("s50", images))
     code, words = refused(lambda: client.infer("tiny", [tensor(images)], parameters={"subnet": "s51"}))
     assert code == "INVALID_ARGUMENT" and "s25, s50, s75, s100" in words
+    policy.point = helpers.point("s25")
+    agent.tick()
+    assert told("expected_accuracy") == 0.8
+    assert told("expected_accuracy", min_accuracy=0.88) >= 0.88
     code, words = refused(lambda: client.infer("tiny", [tensor(images)], parameters={"min_accuracy": 3.0}))
     assert code == "INVALID_ARGUMENT" and "min_accuracy" in words
 
@@ -298,14 +312,30 @@ def test_a_stream_reads_on_while_a_request_waits_but_only_so_far(agent, make_grp
         for _ in range(6):
             stream.send(images[:1])
         assert backend.entered.wait(10)
-        waited = threading.Event()
-        while agent.status().queue_depth < 1:
-            waited.wait(0.01)
-        waited.wait(0.3)
+        until(lambda: agent.status().queue_depth == 1)
+        time.sleep(0.3)  # were more read than allowed, they would wait by now
         assert agent.status().queue_depth == 1  # one is answered, one waits, four are not read yet
         backend.blocking.set()
         assert all(stream.next()[1] is None for _ in range(6))
         client.stop_stream()
+
+
+def test_of_a_camera_that_waits_only_the_newest_frame_is_answered(client, agent, backend, images, helpers):
+    backend.blocking = threading.Event()
+    stream = Stream(client)
+    stream.send(images[:1])
+    assert backend.entered.wait(10)
+    for number in (1, 2, 3):
+        stream.send(images[number : number + 1], request_id=str(number), parameters={"stream": "front"})
+    until(lambda: agent.status().counters.superseded == 2)
+    backend.blocking.set()
+    assert stream.next()[1] is None
+    for _ in range(2):
+        assert "newer request of stream 'front'" in stream.next()[1].message()
+    result, error = stream.next()
+    assert error is None and result.get_response().id == "3"
+    np.testing.assert_array_equal(result.as_numpy("logits"), helpers.expected("s100", images[3:4]))
+    client.stop_stream()
 
 
 def test_a_stream_marks_each_reply_as_the_last_for_clients_that_count_replies(client, images):
@@ -322,13 +352,13 @@ def test_a_cancelled_stream_leaves_no_thread_and_no_request_behind(server, clien
     for _ in range(3):
         stream.send(images[:1])
     assert backend.entered.wait(10)
-    while agent.status().queue_depth < 2:
-        threading.Event().wait(0.01)
+    until(lambda: agent.status().queue_depth == 2)
+    (served,) = server._streams
     client.stop_stream(cancel_requests=True)
+    until(lambda: len(served._pending) == 1)  # the cancellation has arrived; one is under way and cannot be cancelled
     backend.blocking.set()
     agent.infer(images[:1])
-    while any(thread.name == "gearshift-grpc-stream" for thread in threading.enumerate()):
-        threading.Event().wait(0.01)
+    until(lambda: not any(thread.name == "gearshift-grpc-stream" for thread in threading.enumerate()))
     assert len(backend.sizes) == 2  # the one that was under way, and the last
 
 
@@ -354,7 +384,8 @@ def test_tensors_go_through_shared_memory_both_ways(client, images, helpers, reg
     wanted.set_shared_memory("tensors", 60, offset=images.nbytes)
     result = client.infer("tiny", [sent], outputs=[wanted])
     output = result.get_output("logits")
-    assert list(output.shape) == [5, 3] and not output.parameters and not result.get_response().raw_output_contents
+    assert list(output.shape) == [5, 3] and not output.parameters
+    assert list(result.get_response().raw_output_contents) == [b""]  # as Triton does; its C++ client looks there
     got = shm.get_contents_as_numpy(region, np.float32, [5, 3], offset=images.nbytes)
     np.testing.assert_array_equal(got, helpers.expected("s100", images))
 

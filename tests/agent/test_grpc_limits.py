@@ -78,6 +78,7 @@ def test_too_many_calls_at_once_are_refused_and_later_ones_answered(agent, make_
     infer = connect(server.address).unary_unary(f"{SERVICE}ModelInfer")
     backend.blocking = threading.Event()
     first = [infer.future(request(images[:1]), timeout=30) for _ in range(2)]
+    assert backend.entered.wait(10)
     until(lambda: agent.status().queue_depth == 1)
     # The client itself holds calls back that one connection may not carry, so another connection asks.
     live = connect(server.address).unary_unary(f"{SERVICE}ServerLive")
@@ -175,6 +176,7 @@ def test_stopping_finishes_calls_under_way_and_refuses_new_ones(agent, make_grpc
         ended.wait(30)
 
     streamed = stream(requests())
+    assert backend.entered.wait(10)
     until(lambda: agent.status().queue_depth == 1)
     server.close(20)
     assert HEALTH["HealthCheckResponse"].FromString(next(watch)).status == 2
@@ -259,7 +261,8 @@ def test_junk_on_a_stream_spoils_only_itself(agent, make_grpc, connect, images):
     stream = connect(make_grpc(agent).address).stream_stream(f"{SERVICE}ModelStreamInfer")
     replies = [
         INFERENCE["ModelStreamInferResponse"].FromString(reply)
-        for reply in stream(iter([b"\xff" * 20, request(images), b""]), timeout=30)
+        for reply in stream(iter([b"\xff" * 20, request(images), request(images[:, :, 1:], id="7")]), timeout=30)
     ]
     assert [bool(reply.error_message) for reply in replies] == [True, False, True]
+    assert replies[2].infer_response.id == "7"
     assert list(replies[1].infer_response.outputs[0].shape) == [5, 3]

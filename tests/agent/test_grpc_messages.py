@@ -119,6 +119,11 @@ def test_a_configuration_with_fields_that_we_do_not_know_keeps_them():
     assert model_config_pb2.ModelConfig.FromString(read.SerializeToString()) == config
 
 
+def test_properties_of_a_model_have_the_open_inference_protocols_number():
+    told = INFERENCE["ModelMetadataResponse"](properties={"a": "b"})
+    assert told.SerializeToString() == bytes([6 << 3 | 2, 6]) + b"\x0a\x01a\x12\x01b"
+
+
 def test_health_messages_have_the_bytes_that_the_health_protocol_says():
     assert HEALTH["HealthCheckRequest"](service="abc").SerializeToString() == b"\x0a\x03abc"
     for state, number in (("SERVING", 1), ("NOT_SERVING", 2), ("SERVICE_UNKNOWN", 3)):
