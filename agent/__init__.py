@@ -5,6 +5,7 @@
 * :mod:`agent.control`, ``figures``, ``guard``: who answers. :mod:`agent.overview`: views of it.
 * :mod:`agent.journal`: the record of it all.
 * :mod:`agent.protocol`, ``server``, ``client``: Open Inference Protocol v2 and control over HTTP.
+* :mod:`agent.grpc_front`, ``grpc_*``: the same protocol over gRPC.
 * :mod:`agent.config`, ``quantities``, ``lifecycle``, ``service``: configuration and life as a daemon.
 
 Knows nothing of training, calibrating or simulating, and needs no torch.
