@@ -15,11 +15,9 @@ first connection. Beneath it are :mod:`agent.client_session`, ``client_link`` an
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import threading
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from agent.client_link import Gone, Link
@@ -52,20 +50,31 @@ class Client:
         path: the agent's native socket; None = where the running agent says.
         timeout_s: how long an answer may take.
         reconnect_s: how long :meth:`infer` waits for an agent that has gone, before it gives up.
+        spin_ms: how long to look for an answer before sleeping until it comes. Waking up from sleep takes tens of
+            microseconds; looking takes a core that could have slept.
 
     Raises:
         UnavailableError: no agent is there, or it offers no native socket, or refuses this client.
     """
 
-    def __init__(self, path: str | Path | None = None, *, timeout_s: float = 30.0, reconnect_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        timeout_s: float = 30.0,
+        reconnect_s: float = 10.0,
+        spin_ms: float = 0.0,
+    ) -> None:
         if not 1e-6 <= timeout_s < 1e9:
             raise InputError(f"timeout_s is {timeout_s}; give seconds above 0")
         if not 0 <= reconnect_s < float("inf"):
             raise InputError(f"reconnect_s is {reconnect_s}; give seconds, 0 for not at all")
-        self._path, self._timeout_s, self._reconnect_s = path, timeout_s, reconnect_s
+        if not 0 <= spin_ms < 1e6:
+            raise InputError(f"spin_ms is {spin_ms}; give milliseconds, 0 for not at all")
+        self._path, self._timeout_s, self._reconnect_s, self._spin_ms = path, timeout_s, reconnect_s, spin_ms
         self._busy = threading.Lock()
         self._closed = False
-        self._session = Session(Link(path, timeout_s), None)
+        self._session = Session(Link(path, timeout_s, spin_ms), None)
 
     # -- the model
 
@@ -99,13 +108,16 @@ class Client:
             InputError: more images than the agent takes at a time, or too many buffers are in use.
             UnavailableError: the agent does not answer.
         """
-        with self._alone():
+        self._enter()
+        try:
             if not 1 <= images <= self._session.max_images:
                 raise InputError(f"a buffer of {images} images; the agent takes 1 to {self._session.max_images}")
             try:
                 return self._session.buffer(images)
             except Gone:
                 return self._come_back().buffer(images)
+        finally:
+            self._busy.release()
 
     def infer(
         self,
@@ -132,13 +144,17 @@ class Client:
             EngineError: no engine could answer.
             UnavailableError: the agent does not answer, and none has come back.
         """
-        with self._alone():
+        wishes = deadline_ms, subnet, min_accuracy, stream
+        self._enter()
+        try:
+            session = self._session
             try:
-                session = self._session
-                return session.settled(session.submit(batch, deadline_ms, subnet, min_accuracy, stream))
+                return session.settled(session.submit(batch, wishes))
             except Gone:
                 session = self._come_back()
-                return session.settled(session.submit(batch, deadline_ms, subnet, min_accuracy, stream))
+                return session.settled(session.submit(batch, wishes))
+        finally:
+            self._busy.release()
 
     def submit(
         self,
@@ -156,14 +172,18 @@ class Client:
             InputError: the request is wrong.
             UnavailableError: the agent does not answer.
         """
-        with self._alone():
+        wishes = deadline_ms, subnet, min_accuracy, stream
+        self._enter()
+        try:
+            session = self._session
             try:
-                session = self._session
-                slip = session.submit(batch, deadline_ms, subnet, min_accuracy, stream)
+                slip = session.submit(batch, wishes)
             except Gone:
                 session = self._come_back()
-                slip = session.submit(batch, deadline_ms, subnet, min_accuracy, stream)
+                slip = session.submit(batch, wishes)
             return Pending(self, session, slip)
+        finally:
+            self._busy.release()
 
     def close(self) -> None:
         """Ends the connection; closing twice is harmless. Buffers stay usable as arrays."""
@@ -177,16 +197,13 @@ class Client:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _enter(self) -> None:
+        """Makes sure that nobody else is inside; ends with a release of ``_busy``."""
         if not self._busy.acquire(blocking=False):
             raise InputError("this Client is in use by another thread; make one for each thread")
-        try:
-            if self._closed:
-                raise InputError("this Client is closed; make another")
-            yield
-        finally:
+        if self._closed:
             self._busy.release()
+            raise InputError("this Client is closed; make another")
 
     def _come_back(self) -> Session:
         """Connects again, to the agent that follows the one that has gone.
@@ -198,7 +215,7 @@ class Client:
         until_s = time.monotonic() + self._reconnect_s
         while True:
             try:
-                self._session = Session(Link(self._path, self._timeout_s), self._session)
+                self._session = Session(Link(self._path, self._timeout_s, self._spin_ms), self._session)
                 return self._session
             except UnavailableError as error:  # a restarting agent announces itself last
                 if time.monotonic() >= until_s:
@@ -225,8 +242,10 @@ class Pending:
         """
         if self._slip.done:
             return self._slip.given()
-        with self._client._alone():
-            try:
-                return self._session.settled(self._slip)
-            except Gone:
-                return self._slip.given()  # which says so
+        self._client._enter()
+        try:
+            return self._session.settled(self._slip)
+        except Gone:
+            return self._slip.given()  # which says so
+        finally:
+            self._client._busy.release()

@@ -6,8 +6,10 @@ Knows nothing of tensors and of what is asked.
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,17 +33,20 @@ class Link:
     Args:
         path: the agent's native socket; None = where the running agent says.
         timeout_s: how long to wait for a frame, in or out.
+        spin_ms: how long to look for a frame before sleeping until it comes.
 
     Raises:
         Gone: nobody listens there.
         UnavailableError: no agent runs, it offers no native socket, or it refuses this client.
     """
 
-    def __init__(self, path: str | Path | None, timeout_s: float) -> None:
+    def __init__(self, path: str | Path | None, timeout_s: float, spin_ms: float) -> None:
         place = str(path) if path is not None else _announced()
         self.frame = bytearray(_FRAME_BYTES)
-        self._timeout_s = timeout_s
+        self._timeout_s, self._spin_ns = timeout_s, int(spin_ms * 1e6)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
         try:
             # Above what the kernel takes by default on small machines, so that every frame the agent takes can be sent.
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.FRAME_BYTES)
@@ -59,7 +64,7 @@ class Link:
             self._socket.close()
             raise
 
-    def send(self, parts: Sequence[Any], descriptors: Sequence[int] = ()) -> None:
+    def send(self, *parts: Any, descriptors: Sequence[int] = ()) -> None:
         """Sends one frame, made of parts.
 
         Raises:
@@ -83,6 +88,10 @@ class Link:
             Gone: the connection has broken.
             UnavailableError: nothing came in time, or something that is no frame.
         """
+        if self._spin_ns:
+            until_ns = time.monotonic_ns() + self._spin_ns
+            while not self._poll.poll(0) and time.monotonic_ns() < until_ns:
+                pass
         try:
             size = self._socket.recv_into(self.frame)
         except BlockingIOError:

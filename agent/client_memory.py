@@ -126,7 +126,10 @@ class Buffers:
 
     def logits(self, place: Place, images: int) -> NDArray[np.float32]:
         """A copy of the logits [images, classes] that the agent has put beside a batch."""
-        return as_logits(place.arena.map, images, self._classes, place.logits_offset)
+        import numpy as np
+
+        found = np.frombuffer(place.arena.map, np.float32, images * self._classes, place.logits_offset)
+        return found.reshape(images, self._classes).copy()
 
     def close(self) -> None:
         """Hands out no more; arrays that are in use stay usable."""
@@ -171,10 +174,3 @@ def as_batch(batch: Any, shape: tuple[int, int, int], max_images: int) -> NDArra
     if batch.ndim != 4 or batch.shape[1:] != shape or not 1 <= len(batch) <= max_images:
         raise InputError(f"a batch must be {wanted} with N from 1 to {max_images}, this has {list(batch.shape)}")
     return np.ascontiguousarray(batch)
-
-
-def as_logits(memory: Any, images: int, classes: int, offset: int) -> NDArray[np.float32]:
-    """A copy of logits [images, classes] from byte ``offset`` of ``memory`` on."""
-    import numpy as np
-
-    return np.frombuffer(memory, np.float32, images * classes, offset).reshape(images, classes).copy()

@@ -5,12 +5,13 @@ Ends with its connection; :class:`agent.client.Client` makes the next one. Not f
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent import wire
 from agent.client_link import Gone, Link
-from agent.client_memory import Arena, Buffers, Place, as_batch, as_logits
+from agent.client_memory import Arena, Buffers, Place, as_batch
 from agent.wire import Failure, Kind, WireError
 from subnets.errors import Busy, EngineError, GearshiftError, InputError, Superseded, UnavailableError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+Wishes = tuple[float | None, str | None, float | None, str | None]  # deadline ms, subnet, minimum accuracy, stream
 _INLINE_BYTES = wire.FRAME_BYTES - wire.REQUEST_BYTES
 _FAILURES: dict[int, type[GearshiftError]] = {
     Failure.INPUT: InputError,
@@ -71,6 +73,30 @@ class Slip:
         return self.answer
 
 
+class Prepared:
+    """A request that was checked and can be sent any number of times.
+
+    Args:
+        batch: what it asks for.
+        wishes: deadline, subnet, minimum accuracy, stream.
+        place: where the batch lies in shared memory, or None.
+        head: its frame but for the tensor.
+    """
+
+    __slots__ = ("_batch", "_shape", "_wishes", "head", "place")
+
+    def __init__(self, batch: NDArray[np.float32], wishes: Wishes, place: Place | None, head: bytearray) -> None:
+        self._batch = weakref.ref(batch)  # weak: a buffer goes back when its user lets it go
+        self._shape: tuple[int, ...] = batch.shape
+        self._wishes = wishes
+        self.place, self.head = place, head
+
+    def fits(self, batch: Any, wishes: Wishes) -> bool:
+        """Whether it is the request for this very array and these wishes."""
+        kept = self._batch()
+        return kept is not None and kept is batch and kept.shape == self._shape and self._wishes == wishes
+
+
 class Session:
     """One connection.
 
@@ -80,6 +106,8 @@ class Session:
     """
 
     def __init__(self, link: Link, before: Session | None) -> None:
+        import numpy as np
+
         told = link.told
         channels, height, width = told["input"]
         self.link, self.model, self.places = link, str(told["model"]), dict(told["subnets"])
@@ -90,64 +118,66 @@ class Session:
             self.buffers: Buffers = before.buffers
         else:
             self.buffers = Buffers(self.shape, self.classes, regions)
+        self._floats = np.frombuffer(link.frame, np.float32)[wire.ANSWER_BYTES // 4 :]
         self._ids = 0
         self._owed: dict[int, Slip] = {}
         self._shared: set[int] = set()  # regions that the agent has mapped for this connection
+        self._prepared: Prepared | None = None  # the last request, which is often the next one
+        self._text, self._told = b"", wire.Told("", "", "", "", "")  # of the last answer
         self.ended = ""  # why
 
-    def submit(
-        self,
-        batch: NDArray[np.float32],
-        deadline_ms: float | None,
-        subnet: str | None,
-        min_accuracy: float | None,
-        stream: str | None,
-    ) -> Slip:
-        """Sends a request, see :meth:`agent.client.Client.infer`; waits only while as many as may be are under way.
+    def submit(self, batch: NDArray[np.float32], wishes: Wishes) -> Slip:
+        """Sends a request; waits only while as many as may be are under way.
+
+        Args:
+            batch: see :meth:`agent.client.Client.infer`.
+            wishes: deadline in ms, subnet, minimum accuracy, stream; each may be None.
 
         Raises:
             InputError: it makes no sense.
             UnavailableError: nothing is heard of the agent; ``Gone`` if the connection has broken.
         """
-        batch = as_batch(batch, self.shape, self.max_images)
-        place_of_subnet, name = self._checked(deadline_ms, subnet, min_accuracy, stream)
+        prepared = self._prepared
+        if prepared is None or not prepared.fits(batch, wishes):
+            batch, prepared = self._prepare(batch, wishes)
         while len(self._owed) >= self._in_flight:
             self.receive()
+        self._ids += 1
+        wire.set_id(prepared.head, self._ids)
+        slip = self._owed[self._ids] = Slip(batch, prepared.place)
+        if prepared.place is None:
+            self._send(prepared.head, batch)
+        else:
+            self._send(prepared.head)
+        return slip
+
+    def _prepare(self, batch: NDArray[np.float32], wishes: Wishes) -> tuple[NDArray[np.float32], Prepared]:
+        """The request for a batch, and the batch where it can be sent from."""
+        deadline_ms, subnet, min_accuracy, stream = wishes
+        given, batch = batch, as_batch(batch, self.shape, self.max_images)
+        place_of_subnet, name = self._checked(deadline_ms, subnet, min_accuracy, stream)
         wide = 4 * len(batch) * self.classes > wire.INLINE_LOGITS_BYTES
         place = self.buffers.find(batch)
         if place is None and (wide or batch.nbytes > _INLINE_BYTES):
             copy = self.buffer(len(batch))
             copy[:] = batch
             batch, place = copy, self.buffers.find(copy)
-        self._ids += 1
-        identifier = self._ids
-        if place is None:
-            head = wire.request(
-                identifier,
-                batch.shape,
-                place=place_of_subnet,
-                deadline_ms=deadline_ms or 0.0,
-                min_accuracy=min_accuracy or 0.0,
-                stream=name,
-            )
-        else:
-            if place.arena.number not in self._shared:
-                self._share(place.arena)
-                self._ids = identifier = self._ids + 1
-            head = wire.request(
-                identifier,
-                batch.shape,
-                region=place.arena.number,
-                input_offset=place.input_offset,
-                logits_offset=place.logits_offset if wide else None,
-                place=place_of_subnet,
-                deadline_ms=deadline_ms or 0.0,
-                min_accuracy=min_accuracy or 0.0,
-                stream=name,
-            )
-        slip = self._owed[identifier] = Slip(batch, place)
-        self._send([head] if place is not None else [head, batch])
-        return slip
+        if place is not None and place.arena.number not in self._shared:
+            self._share(place.arena)
+        head = wire.request(
+            0,
+            batch.shape,
+            region=0 if place is None else place.arena.number,
+            input_offset=0 if place is None else place.input_offset,
+            logits_offset=place.logits_offset if place is not None and wide else None,
+            place=place_of_subnet,
+            deadline_ms=deadline_ms or 0.0,
+            min_accuracy=min_accuracy or 0.0,
+            stream=name,
+        )
+        prepared = Prepared(batch, wishes, place, bytearray(head))
+        self._prepared = prepared if batch is given else None  # a copy must be made again each time
+        return batch, prepared
 
     def settled(self, slip: Slip) -> Answer:
         """Waits for an answer.
@@ -212,11 +242,11 @@ class Session:
             raise InputError(f"stream '{stream[:80]}' must have 1 to {wire.STREAM_BYTES} bytes, none of them zero")
         return 0 if subnet is None else self.places[subnet], name
 
-    def _send(self, parts: Sequence[object], descriptors: Sequence[int] = ()) -> None:
+    def _send(self, *parts: Any, descriptors: Sequence[int] = ()) -> None:
         if self.ended:
             raise Gone(self.ended)
         try:
-            self.link.send(parts, descriptors)
+            self.link.send(*parts, descriptors=descriptors)
         except UnavailableError as error:
             self.end(str(error))
             raise
@@ -225,7 +255,7 @@ class Session:
         if kind == Kind.ANSWER:
             reply = wire.read_answer(frame, size)
             if (slip := self._owed.pop(reply.id, None)) is not None:
-                slip.settle(self._answer(reply, frame, slip.place), None)
+                slip.settle(self._answer(reply, frame, size, slip.place), None)
         elif kind == Kind.ERROR:
             identifier, failure, sentence = wire.read_error(frame, size)
             if (slip := self._owed.pop(identifier, None)) is not None:
@@ -235,22 +265,27 @@ class Session:
         elif kind == Kind.DONE and (slip := self._owed.pop(wire.frame_id(frame, size), None)) is not None:
             slip.settle(None, None)
 
-    def _answer(self, reply: wire.Reply, frame: bytearray, place: Place | None) -> Answer:
+    def _answer(self, reply: wire.Reply, frame: bytearray, size: int, place: Place | None) -> Answer:
         if reply.flags & wire.LOGITS_IN_REGION and place is not None:
             logits = self.buffers.logits(place, reply.images)
         else:
-            logits = as_logits(frame, reply.images, reply.classes, wire.ANSWER_BYTES)
+            logits = self._floats[: reply.images * reply.classes].reshape(reply.images, reply.classes).copy()
+        text = frame[size - reply.text_bytes : size]
+        if text != self._text:
+            self._text = bytes(text)
+            self._told = wire.read_told(self._text)
+        subnet, point, bound, energy_source, reason = self._told
         return Answer(
             logits,
-            reply.subnet,
-            reply.point,
+            subnet,
+            point,
             reply.queue_ms,
             reply.infer_ms,
-            reply.reason,
-            reply.bound,
+            reason,
+            bound,
             reply.accuracy,
-            reply.energy_j,
-            reply.energy_source,
+            None if reply.energy_j != reply.energy_j else reply.energy_j,  # NaN
+            energy_source,
         )
 
     def _share(self, arena: Arena) -> None:
@@ -261,7 +296,7 @@ class Session:
         """Sends a frame that the agent answers with DONE, and waits for that."""
         self._ids += 1
         slip = self._owed[self._ids] = Slip(None, None)
-        self._send([frame(self._ids)], descriptors)
+        self._send(frame(self._ids), descriptors=descriptors)
         while not slip.done:
             self.receive()
         if slip.error is not None:

@@ -263,6 +263,8 @@ class ServedModel:
         """As :meth:`submit`, in the caller's thread."""
         if not self._loaded:
             self.require_ready()
+        if wishes is NO_WISHES:
+            return self.agent.infer(batch)
         return self.agent.infer(batch, **wishes.keywords())
 
     def reply_parameters(self, answer: Answer) -> dict[str, str | float]:

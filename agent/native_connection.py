@@ -57,6 +57,7 @@ class Connection:
     ) -> None:
         self._socket, self._model, self._on_close = accepted, model, on_close
         self._in_flight = limits.in_flight
+        self._more = False  # whether the next frame was there before this one was answered
         self._requests = Requests(model, limits, budget)
         self._held: list[Asked] = []  # read, and not submitted yet
         self._futures: set[Future[Answer]] = set()
@@ -117,6 +118,11 @@ class Connection:
         """
         frame = self._requests.frame
         size, ancillary, flags, _ = self._socket.recvmsg_into([frame], _ANCILLARY_BYTES, _RECEIVE)
+        if not (ancillary or self._more or self._held or self._futures):
+            asked = self._requests.again(size)
+            if asked is not None:
+                self._answer_here(asked, wire.frame_id(frame, size))
+                return True
         descriptors = _descriptors(ancillary) if ancillary else []
         try:
             if flags & _TRUNCATED:
@@ -169,20 +175,23 @@ class Connection:
         try:
             if len(self._held) + len(self._futures) >= self._in_flight:
                 raise Busy(f"{self._in_flight} requests of this connection are unanswered; read answers first")
-            alone = not self._held and not self._futures and not self._readable()
-            asked = self._requests.understand(head, size, copy=not alone)
+            alone = not (self._held or self._futures or (self._more and self._readable()))
+            asked = self._requests.understand(head, size, alone=alone)
         except Exception as error:
             self._send(failure(head.id, error))
             return
-        if not alone:
+        if alone:
+            self._answer_here(asked, head.id)
+        else:
             self._held.append(asked)
-            return
+
+    def _answer_here(self, asked: Asked, identifier: int) -> None:
         try:
-            reply = self._requests.reply(head, self._model.infer(asked.batch, asked.wishes))
+            reply = self._requests.reply(asked.head, identifier, self._model.infer(asked.batch, asked.wishes))
         except Exception as error:
-            reply = failure(head.id, error)
-        self._requests.done(asked)
+            reply = failure(identifier, error)
         self._send(reply)
+        self._more = self._readable()  # after the answer: the client is waking up meanwhile
 
     def _submit_held(self) -> None:
         held, self._held = self._held, []
@@ -209,7 +218,7 @@ class Connection:
         try:
             self._futures.discard(future)  # before the reply: once it has that, the client may send the next
             try:
-                reply = self._requests.reply(asked.head, future.result())
+                reply = self._requests.reply(asked.head, asked.head.id, future.result())
             except BaseException as error:  # a cancelled one's is no Exception
                 reply = failure(asked.head.id, error)
             self._requests.done(asked)

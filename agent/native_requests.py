@@ -20,6 +20,9 @@ from agent.wire import Failure
 from backends.base import Batch
 from subnets.errors import Busy, EngineError, InputError, Superseded
 
+_BEFORE_ID, _AFTER_ID = slice(0, 8), slice(wire.PREFIX_BYTES, wire.REQUEST_BYTES)
+_REQUEST_BEGINS = wire.request(0, (0, 0, 0, 0))[_BEFORE_ID]
+
 
 class NativeLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What clients may make the agent hold."""
@@ -57,6 +60,8 @@ class Requests:
         self._inline: dict[int, Batch] = {}  # views of the tensor in the frame, by number of images
         self._image_bytes = 4 * int(np.prod(model.shape))
         self._places = {str(model.subnet_of(model.name, version)): int(version) for version in model.versions}
+        self._last: tuple[bytes, int, Asked, Batch | None] | None = None  # see again()
+        self._told: tuple[Answer, bytes] | None = None  # the last answer, and its text encoded
 
     def welcome(self) -> dict[str, Any]:
         """What the client is told first."""
@@ -77,6 +82,7 @@ class Requests:
 
     def close(self) -> None:
         """Lets go of all memory."""
+        self._forget()
         for mapping in self._regions.values():
             mapping.close()
         self._regions.clear()
@@ -109,6 +115,7 @@ class Requests:
         Raises:
             InputError: there is none of that number.
         """
+        self._forget()
         mapping = self._regions.pop(asked.region, None)
         if mapping is None:
             raise InputError(f"there is no region {asked.region}")
@@ -116,29 +123,62 @@ class Requests:
 
     # -- requests
 
-    def understand(self, head: wire.Request, size: int, *, copy: bool) -> Asked:
+    def again(self, size: int) -> Asked | None:
+        """The request in ``frame`` if it is the last one over again but for its id and the tensor's values: what a
+        client in a loop sends. Only for a request that is answered before the next frame is read.
+
+        Args:
+            size: of the frame, in bytes.
+        """
+        if self._last is None:
+            return None
+        head, last_size, asked, shared = self._last
+        if size != last_size or self.frame[_AFTER_ID] != head or self.frame[_BEFORE_ID] != _REQUEST_BEGINS:
+            return None
+        if shared is not None:
+            np.copyto(asked.batch, shared)
+        return asked
+
+    def understand(self, head: wire.Request, size: int, *, alone: bool) -> Asked:
         """The request in ``frame``.
 
         Args:
             head: read from it.
             size: of the frame, in bytes.
-            copy: the frame will be overwritten before the request is answered. What lies in a region is always copied.
+            alone: it is answered before the next frame is read, so a tensor in the frame is not copied. What lies in a
+                region always is.
 
         Raises:
             InputError: it makes no sense.
             Busy: memory is short.
         """
         shared, wishes = self._tensor(head, size), self._wishes(head)
-        if not copy and not head.region:
-            return Asked(head, shared, False, wishes)
+        if alone and not head.region:
+            asked = Asked(head, shared, False, wishes)
+            self._keep(size, asked, None)
+            return asked
         batch = self._arrays.take(head.images)
         np.copyto(batch, shared)
+        if alone:
+            asked = Asked(head, batch, False, wishes)
+            self._keep(size, asked, shared)
+            return asked
         return Asked(head, batch, True, wishes)
 
     def done(self, asked: Asked) -> None:
         """Takes the memory of a request back, once nobody reads it any more."""
         if asked.private:
             self._arrays.give(asked.batch)
+
+    def _keep(self, size: int, asked: Asked, shared: Batch | None) -> None:
+        """Remembers a request for :meth:`again`, with the array that it was copied to."""
+        self._forget()
+        self._last = bytes(self.frame[_AFTER_ID]), size, asked, shared
+
+    def _forget(self) -> None:
+        if self._last is not None and self._last[3] is not None:
+            self._arrays.give(self._last[2].batch)
+        self._last = None
 
     def _tensor(self, head: wire.Request, size: int) -> Batch:
         """A view of the tensor where the client has put it, after checking that it and the place of the logits lie
@@ -193,37 +233,30 @@ class Requests:
 
     # -- replies
 
-    def reply(self, head: wire.Request, answer: Answer) -> bytes:
+    def reply(self, head: wire.Request, identifier: int, answer: Answer) -> bytes:
         """The frame that answers a request; writes the logits into the client's region where it wants them there.
 
         Raises:
             InputError: that region was released meanwhile.
         """
-        logits = np.ascontiguousarray(answer.logits, np.float32)
-        images, classes = logits.shape
-        in_region = head.flags & wire.LOGITS_IN_REGION
-        if in_region:
+        logits: Batch | None = answer.logits
+        shape = answer.logits.shape
+        if head.flags & wire.LOGITS_IN_REGION:
             mapping = self._regions.get(head.region)
             if mapping is None:
                 raise InputError(f"region {head.region} was released before its answer had come")
-            mapping.write(head.logits_offset, logits)
-        reply = wire.Reply(
-            in_region,
-            head.id,
-            images,
-            classes,
-            self._places[answer.subnet],
-            answer.queue_ms,
-            answer.infer_ms,
-            answer.accuracy,
-            answer.energy_j,
-            answer.subnet,
-            answer.point,
-            answer.bound,
-            answer.energy_source,
-            answer.reason,
-        )
-        return wire.answer(reply, b"" if in_region else logits.tobytes())
+            mapping.write(head.logits_offset, answer.logits)
+            logits = None
+        last = self._told
+        # The agent gives the same strings again while nothing changes.
+        if last is None or not (
+            last[0].point is answer.point and last[0].reason is answer.reason and last[0].bound is answer.bound
+        ):
+            texts = wire.Told(answer.subnet, answer.point, answer.bound, answer.energy_source, answer.reason)
+            last = self._told = answer, wire.told(texts)
+        figures = answer.queue_ms, answer.infer_ms, answer.accuracy, answer.energy_j
+        place = self._places[answer.subnet]
+        return wire.answer(identifier, shape, place, figures, last[1], None if logits is None else logits.tobytes())
 
 
 _FAILURES = (

@@ -38,6 +38,7 @@ Buffer = bytes | bytearray | memoryview
 
 # magic, version, kind, flags, id
 _PREFIX = struct.Struct("<4sBBHQ")
+_ID = struct.Struct("<Q")
 # ... images, channels, height, width, region, place, input offset, logits offset, deadline ms, accuracy, stream
 _REQUEST = struct.Struct(f"<4sBBHQ4I2I2Q2d{STREAM_BYTES}s")
 # ... images, classes, place, bytes of text, queue ms, infer ms, expected accuracy, energy J
@@ -67,6 +68,9 @@ class Kind(enum.IntEnum):
     ANSWER = 66
     ERROR = 67
     DONE = 68
+
+
+_ANSWER_KIND = int(Kind.ANSWER)  # a plain number: looking one up in an enumeration costs as much as packing a head
 
 
 class Failure(enum.IntEnum):
@@ -102,23 +106,32 @@ class Request(NamedTuple):
     stream: bytes  # name, filled up with zeros; empty = none
 
 
-class Reply(NamedTuple):
-    """The head of an answer, with its text."""
+class Told(NamedTuple):
+    """The text of an answer."""
 
-    flags: int
-    id: int
-    images: int
-    classes: int
-    place: int
-    queue_ms: float
-    infer_ms: float
-    accuracy: float
-    energy_j: float | None
     subnet: str
     point: str
     bound: str
     energy_source: str
     reason: str
+
+
+class Reply(NamedTuple):
+    """The head of an answer."""
+
+    magic: bytes
+    version: int
+    kind: int
+    flags: int
+    id: int
+    images: int
+    classes: int
+    place: int
+    text_bytes: int
+    queue_ms: float
+    infer_ms: float
+    accuracy: float
+    energy_j: float  # NaN = unmeasurable
 
 
 class Region(NamedTuple):
@@ -153,6 +166,11 @@ def kind_of(frame: Buffer, size: int) -> int:
 def frame_id(frame: Buffer, size: int) -> int:
     """The id of a frame, 0 where it is too short to have one."""
     return int(_PREFIX.unpack_from(frame)[4]) if size >= PREFIX_BYTES else 0
+
+
+def set_id(head: bytearray, identifier: int) -> None:
+    """Makes the head of one request that of another, alike but for its id."""
+    _ID.pack_into(head, 8, identifier)
 
 
 def request(
@@ -218,63 +236,73 @@ def read_region(frame: Buffer, size: int) -> Region:
     return Region._make(_REGION.unpack_from(frame))
 
 
-def answer(reply: Reply, logits: Buffer = b"") -> bytes:
-    """A whole answer; ``logits`` are empty with LOGITS_IN_REGION."""
-    parts = (reply.subnet, reply.point, reply.bound, reply.energy_source, reply.reason)
-    text = "\0".join([part.replace("\0", " ") for part in parts]).encode("utf-8", "replace")[:TEXT_BYTES]
+def told(texts: Told) -> bytes:
+    """The text of an answer, encoded and cut to size."""
+    return "\0".join([text.replace("\0", " ") for text in texts]).encode("utf-8", "replace")[:TEXT_BYTES]
+
+
+def read_told(text: bytes) -> Told:
+    """The text of an answer, decoded.
+
+    Raises:
+        WireError: it has not as many parts as it should.
+    """
+    parts = text.decode("utf-8", "replace").split("\0")
+    if len(parts) != len(Told._fields):
+        raise WireError(f"an answer with {len(parts)} texts; it has {len(Told._fields)}")
+    return Told._make(parts)
+
+
+def answer(
+    identifier: int,
+    shape: tuple[int, ...],
+    place: int,
+    figures: tuple[float, float, float, float | None],
+    text: bytes,
+    logits: Buffer | None,
+) -> bytes:
+    """A whole answer.
+
+    Args:
+        identifier: of the request.
+        shape: (images, classes).
+        place: of the subnet on the ladder.
+        figures: queue ms, infer ms, expected accuracy, energy in joules or None.
+        text: from :func:`told`.
+        logits: float32, or None when they are in the region.
+    """
+    queue_ms, infer_ms, accuracy, energy_j = figures
     head = _ANSWER.pack(
         MAGIC,
         VERSION,
-        Kind.ANSWER,
-        reply.flags,
-        reply.id,
-        reply.images,
-        reply.classes,
-        reply.place,
+        _ANSWER_KIND,
+        0 if logits is not None else LOGITS_IN_REGION,
+        identifier,
+        shape[0],
+        shape[1],
+        place,
         len(text),
-        reply.queue_ms,
-        reply.infer_ms,
-        reply.accuracy,
-        math.nan if reply.energy_j is None else reply.energy_j,
+        queue_ms,
+        infer_ms,
+        accuracy,
+        math.nan if energy_j is None else energy_j,
     )
-    return b"".join((head, logits, text))
+    return b"".join((head, logits or b"", text))
 
 
 def read_answer(frame: Buffer, size: int) -> Reply:
-    """The head and text of an answer whose kind is known; inline logits begin at ``ANSWER_BYTES``.
+    """The head of an answer whose kind is known; inline logits begin at ``ANSWER_BYTES``, and the text ends the frame.
 
     Raises:
         WireError: its sizes do not add up.
     """
     if size < ANSWER_BYTES:
         raise WireError(f"an answer of {size} bytes; its head alone has {ANSWER_BYTES}")
-    _, _, _, flags, identifier, images, classes, place, length, queue_ms, infer_ms, accuracy, energy_j = (
-        _ANSWER.unpack_from(frame)
-    )
-    inline = 0 if flags & LOGITS_IN_REGION else 4 * images * classes
-    if size != ANSWER_BYTES + inline + length:
-        raise WireError(f"an answer of {size} bytes; its head says {ANSWER_BYTES + inline + length}")
-    parts = str(frame[size - length : size], "utf-8", "replace").split("\0")
-    if len(parts) != 5:
-        raise WireError(f"an answer with {len(parts)} texts; it has 5")
-    subnet, point, bound, source, reason = parts
-    energy = None if math.isnan(energy_j) else energy_j
-    return Reply(
-        flags,
-        identifier,
-        images,
-        classes,
-        place,
-        queue_ms,
-        infer_ms,
-        accuracy,
-        energy,
-        subnet,
-        point,
-        bound,
-        source,
-        reason,
-    )
+    reply = Reply._make(_ANSWER.unpack_from(frame))
+    inline = 0 if reply.flags & LOGITS_IN_REGION else 4 * reply.images * reply.classes
+    if size != ANSWER_BYTES + inline + reply.text_bytes:
+        raise WireError(f"an answer of {size} bytes; its head says {ANSWER_BYTES + inline + reply.text_bytes}")
+    return reply
 
 
 def error(identifier: int, failure: Failure, sentence: str) -> bytes:

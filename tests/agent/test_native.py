@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,12 +79,13 @@ class Peer:
         return wire.read_error(frame, len(frame))
 
     def answer(self):
-        """(reply, inline logits) of the next frame, which must be an answer."""
+        """(head and text, inline logits) of the next frame, which must be an answer."""
         kind, frame = self.receive()
         assert kind == Kind.ANSWER, wire.read_error(frame, len(frame))
         reply = wire.read_answer(frame, len(frame))
         values = np.frombuffer(frame, np.float32, reply.images * reply.classes, wire.ANSWER_BYTES)
-        return reply, values.reshape(reply.images, reply.classes)
+        texts = wire.read_told(frame[len(frame) - reply.text_bytes :])
+        return SimpleNamespace(**reply._asdict(), **texts._asdict()), values.reshape(reply.images, reply.classes)
 
     def ask(self, batch, identifier=1, **more):
         self.send(wire.request(identifier, batch.shape, **more), batch.tobytes())
@@ -159,7 +161,7 @@ def test_an_inline_batch_is_answered_with_the_engines_logits_and_why(peer, image
     np.testing.assert_array_equal(logits, helpers.expected("s100", images[:count]))
     assert (reply.id, reply.images, reply.classes, reply.place) == (3, count, 3, 4)
     assert (reply.subnet, reply.point, reply.accuracy) == ("s100", helpers.point("s100"), 0.95)
-    assert "script" in reply.reason and reply.energy_j is None and reply.queue_ms >= 0
+    assert "script" in reply.reason and np.isnan(reply.energy_j) and reply.queue_ms >= 0
 
 
 def test_a_batch_in_a_region_is_answered_inline_or_in_the_region(peer, images, helpers, region):

@@ -1,5 +1,6 @@
 """The native path's frames: what goes in comes out, and what is no frame is told from one."""
 
+import math
 import struct
 
 import pytest
@@ -39,23 +40,23 @@ def test_a_request_comes_out_as_it_went_in(identifier, shape, logits_offset, str
 
 @given(
     identifier=U64,
-    images=st.integers(0, 20),
-    classes=st.integers(0, 20),
+    shape=st.tuples(st.integers(0, 20), st.integers(0, 20)),
     place=U32,
-    times=st.tuples(FINITE, FINITE, FINITE),
-    energy_j=st.none() | FINITE,
+    figures=st.tuples(FINITE, FINITE, FINITE, st.none() | FINITE),
     texts=st.tuples(TEXT, TEXT, TEXT, TEXT, TEXT),
     inline=st.booleans(),
 )
-def test_an_answer_comes_out_as_it_went_in(identifier, images, classes, place, times, energy_j, texts, inline):
-    flags = 0 if inline else wire.LOGITS_IN_REGION
-    reply = wire.Reply(flags, identifier, images, classes, place, *times, energy_j, *texts)
-    logits = bytes(range(256)) * 7
-    logits = logits[: 4 * images * classes] if inline else b""
-    frame = wire.answer(reply, logits)
+def test_an_answer_comes_out_as_it_went_in(identifier, shape, place, figures, texts, inline):
+    logits = (bytes(range(256)) * 7)[: 4 * shape[0] * shape[1]] if inline else None
+    frame = wire.answer(identifier, shape, place, figures, wire.told(wire.Told(*texts)), logits)
     assert wire.kind_of(frame, len(frame)) == Kind.ANSWER
-    assert wire.read_answer(bytearray(frame), len(frame)) == reply
-    assert frame[wire.ANSWER_BYTES : wire.ANSWER_BYTES + len(logits)] == logits
+    reply = wire.read_answer(bytearray(frame), len(frame))
+    assert (reply.id, (reply.images, reply.classes), reply.place) == (identifier, shape, place)
+    assert reply.flags == (0 if inline else wire.LOGITS_IN_REGION)
+    assert (reply.queue_ms, reply.infer_ms, reply.accuracy) == figures[:3]
+    assert (None if math.isnan(reply.energy_j) else reply.energy_j) == figures[3]
+    assert wire.read_told(frame[len(frame) - reply.text_bytes :]) == texts
+    assert frame[wire.ANSWER_BYTES :].startswith(logits or b"")
 
 
 @given(identifier=U64, failure=st.sampled_from(Failure), sentence=TEXT)
@@ -104,7 +105,8 @@ def test_the_layout_is_the_documented_one():
     assert struct.unpack("<2Q", frame[40:56]) == (64, 128)
     assert struct.unpack("<2d", frame[56:72]) == (20.5, 0.25)
     assert frame[72:128] == b"front" + bytes(51)
-    answer = wire.answer(wire.Reply(0, 7, 1, 2, 4, 0.5, 1.5, 0.75, 2.0, "s", "p", "b", "e", "r"), b"12345678")
+    text = wire.told(wire.Told("s", "p", "b", "e", "r"))
+    answer = wire.answer(7, (1, 2), 4, (0.5, 1.5, 0.75, 2.0), text, b"12345678")
     assert answer[4:6] == bytes([1, 66]) and len(answer) == 64 + 8 + 9
     assert struct.unpack("<4I4d", answer[16:64]) == (1, 2, 4, 9, 0.5, 1.5, 0.75, 2.0)
     assert answer[64:72] == b"12345678" and answer[72:] == b"s\0p\0b\0e\0r"
@@ -129,8 +131,15 @@ def test_what_is_no_frame_of_ours_is_told_why(frame, words):
 
 
 def test_texts_cannot_be_taken_for_one_another_and_are_bounded():
-    reply = wire.Reply(0, 1, 0, 0, 1, 0.0, 0.0, 0.0, None, "s", "p", "b", "e", "one\0two" + "ä" * 4000)
-    frame = wire.answer(reply)
-    assert len(frame) == wire.ANSWER_BYTES + wire.TEXT_BYTES
-    assert wire.read_answer(frame, len(frame)).reason.startswith("one two")
+    text = wire.told(wire.Told("s", "p", "b", "e", "one\0two" + "ä" * 4000))
+    assert len(text) == wire.TEXT_BYTES
+    assert wire.read_told(text).reason.startswith("one two")
     assert len(wire.error(1, Failure.INPUT, "ä" * 4000)) == wire.ERROR_BYTES + wire.TEXT_BYTES
+    with pytest.raises(WireError, match="2 texts"):
+        wire.read_told(b"one\0two")
+
+
+def test_the_head_of_a_request_can_be_used_again():
+    head = bytearray(wire.request(1, (1, 2, 3, 4), place=2))
+    wire.set_id(head, 2**64 - 1)
+    assert head == wire.request(2**64 - 1, (1, 2, 3, 4), place=2)
