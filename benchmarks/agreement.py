@@ -4,8 +4,8 @@ For each subnet of a bundle the artifact that calibration measures is also given
 in turns, in alternating order, so that what else the machine does hits both; medians of each turn are compared.
 Ours include what a caller sees: taking the batch, the checks and the copy of the answer.
 
-    python benchmarks/agreement.py --network resnet20 --precision f32 --turns 5 --seconds 3 > agreement.json
-    python benchmarks/agreement.py --network resnet18 --precision f32 --precision bf16 --threads 2 > agreement.json
+    python benchmarks/agreement.py --network resnet20 --turns 5 --seconds 3 > agreement-resnet20.json
+    python benchmarks/agreement.py --network resnet18 --threads 2 > agreement-resnet18.json
 
 ``resnet20`` is the bundle that ships; ``resnet18`` four subnets of 224 x 224 with random weights and aligned,
 non-uniform widths. A bundle of one's own goes in by its path.
@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESNET18_SHARES, ROOT, provenance, random_bundle
+from common import known_bundle, provenance, to_measure, verdicts
+from quiet import Quiet
 
 from backends.base import Artifact, CompileRequest, Engine
 from backends.registry import create
@@ -88,31 +89,35 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("bundle", type=Path, nargs="?", help="a bundle with exports")
     what.add_argument("--network", choices=["resnet20", "resnet18"], help="one of two known ones instead")
-    parser.add_argument("--precision", action="append", help="may be repeated; f32 by default")
+    parser.add_argument("--precision", action="append", help="may be repeated; f32 and bf16 by default")
     parser.add_argument("--subnet", action="append", help="may be repeated; all by default")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=5, help="of each side, per subnet")
     parser.add_argument("--seconds", type=float, default=3.0, help="per turn")
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds to wait for a quiet machine")
     options = parser.parse_args()
     if options.turns < 2 or options.seconds < 1:
         parser.error("--turns must be at least 2 and --seconds at least 1")
 
     with tempfile.TemporaryDirectory() as folder:
-        bundle, backend = _bundle(options.bundle, options.network, Path(folder)), create("openvino", Path(folder))
-        points = []
-        for precision in options.precision or ["f32"]:
+        bundle = Bundle.open(options.bundle) if options.bundle else known_bundle(options.network, Path(folder))
+        backend, quiet, points = create("openvino", Path(folder)), Quiet(options.patience), []
+        precisions, not_measured = to_measure(backend, options.precision or ["f32", "bf16"])
+        for precision in precisions:
             for subnet in options.subnet or bundle.ladder.names:
                 request = CompileRequest(subnet=subnet, precision=precision, threads=options.threads)
                 artifact = backend.build(bundle, request)
-                points.append(_point(artifact, backend.load(artifact), options.turns, options.seconds))
+                points.append(_point(artifact, backend.load(artifact), quiet, options.turns, options.seconds))
     ratios = [point["ratio"] for point in points]
     document = {
         "what": "median latency, ms, batch 1, synchronous, one stream: ours over benchmark_app's, paired by turn",
         "points": points,
-        "ratio_lowest": min(ratios),
-        "ratio_highest": max(ratios),
+        "ratio_lowest": min(ratios, default=None),
+        "ratio_highest": max(ratios, default=None),
         "allowed": ALLOWED,
-        "shown": all(abs(ratio - 1) <= ALLOWED for ratio in ratios),
+        "shown": verdicts(points, lambda point: abs(point["ratio"] - 1) <= ALLOWED),
+        "not_measured": not_measured,
+        "quiet": quiet.told(),
         "bundle": bundle.name,
         "bundle_key": bundle.key,
         **provenance(__file__),
@@ -120,23 +125,17 @@ def main() -> None:
     print(json.dumps(document, indent=1))
 
 
-def _bundle(path: Path | None, network: str | None, folder: Path) -> Bundle:
-    if network == "resnet18":
-        return random_bundle(folder / network, network, RESNET18_SHARES, image=(3, 224, 224), align=16)
-    return Bundle.open(path or ROOT / "bundles" / "resnet20-cifar10")
-
-
-def _point(artifact: Artifact, engine: Engine, turns: int, seconds: float) -> dict[str, Any]:
+def _point(artifact: Artifact, engine: Engine, quiet: Quiet, turns: int, seconds: float) -> dict[str, Any]:
     """One subnet: the medians of both sides, turn by turn, and their ratio with its 95 % interval over turns."""
     batch = np.random.default_rng(0).standard_normal((1, *artifact.input_shape)).astype(np.float32)
-    ours, theirs = [], []
-    for turn in range(turns):
-        if turn % 2:
-            theirs.append(theirs_ms(artifact, seconds))
-            ours.append(ours_ms(engine, batch, seconds))
-        else:
-            ours.append(ours_ms(engine, batch, seconds))
-            theirs.append(theirs_ms(artifact, seconds))
+
+    def turn(number: int) -> tuple[float, float]:
+        if number % 2:
+            their_ms = theirs_ms(artifact, seconds)
+            return ours_ms(engine, batch, seconds), their_ms
+        return ours_ms(engine, batch, seconds), theirs_ms(artifact, seconds)
+
+    ours, theirs = (list(side) for side in zip(*quiet.rounds(turns, turn), strict=True))
     engine.close()
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     ratio = positive_interval(statistics.median(ratios), ratios)

@@ -1,7 +1,9 @@
 """What the engine benchmarks share: a ladder with random weights, intervals over rounds, and provenance.
 
 * :func:`random_bundle`: nested subnets of a network with random weights, at given shares of its MACs, with exports.
-* :func:`difference`: an interval for something that may be negative.
+* :func:`known_bundle`: that of ResNet-18 at 224 x 224, or the one that ships.
+* :func:`to_measure`: which of the precisions asked for this machine has, and why not the others.
+* :func:`verdicts`: what was shown, by precision. :func:`difference`: an interval for something that may be negative.
 * :func:`provenance`: machine, versions, commit, command and date, for every result that is kept.
 
 Random weights serve for latency: dense kernels take the same time whatever the numbers are.
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts r
 import msgspec
 import numpy as np
 
+from backends.base import Backend
 from calibration.host import fingerprint
 from calibration.statistics import Interval, half_width
 from subnets.bundle import SCHEMA, Architecture, Bundle, InputSpec, Manifest, SubnetEntry, save
@@ -79,6 +82,26 @@ def random_bundle(
         weights_sha256="",
     )
     return add_exports(save(folder, manifest, Supernet(network, traced.groups, ladder).tensors(), "# random weights\n"))
+
+
+def known_bundle(network: str, folder: Path) -> Bundle:
+    """``resnet18``: four subnets at 224 x 224 with random weights, aligned widths; ``resnet20``: that which ships."""
+    if network == "resnet18":
+        return random_bundle(folder / network, network, RESNET18_SHARES, image=(3, 224, 224), align=16)
+    return Bundle.open(ROOT / "bundles" / "resnet20-cifar10")
+
+
+def to_measure(backend: Backend, asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Of the precisions asked for, those that the processor computes in; and why each of the others is not measured."""
+    native = backend.precisions()
+    why = f"not native to this processor ({backend.available().why}); not measured here"
+    return [name for name in asked if name in native], {name: why for name in asked if name not in native}
+
+
+def verdicts(points: Sequence[Mapping[str, Any]], holds: Callable[[Mapping[str, Any]], bool]) -> dict[str, bool]:
+    """By precision, whether every point of it is as asked."""
+    kinds = dict.fromkeys(point["precision"] for point in points)
+    return {kind: all(holds(point) for point in points if point["precision"] == kind) for kind in kinds}
 
 
 def _widths(traced: Any, factors: Mapping[str, float], share: float, align: int) -> dict[str, int]:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESNET18_SHARES, provenance, random_bundle
+from common import RESNET18_SHARES, provenance, random_bundle, to_measure
+from quiet import Quiet
 
 from backends.base import Batch, CompileRequest, Engine
 from backends.openvino import OpenVINOBackend
@@ -39,16 +40,17 @@ Cell = tuple[str, str, str]  # ladder, precision, subnet
 def main() -> None:
     """Measures and prints one JSON document."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--precision", action="append", help="may be repeated; f32, and bf16 where it is native")
+    parser.add_argument("--precision", action="append", help="may be repeated; f32 and bf16 by default")
     parser.add_argument("--threads", type=int, default=usable_processors(), help="all usable processors by default")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=1.0, help="per engine and round")
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds to wait for a quiet machine")
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error("--rounds must be at least 2")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         backend = OpenVINOBackend(Path(folder) / "cache")
-        precisions = options.precision or [name for name in ("f32", "bf16") if name in backend.precisions()]
+        precisions, not_measured = to_measure(backend, options.precision or ["f32", "bf16"])
         bundles: dict[str, Bundle] = {}
         engines: dict[Cell, Engine] = {}
         for ladder, align in LADDERS.items():
@@ -59,7 +61,8 @@ def main() -> None:
                     request = CompileRequest(subnet=subnet, precision=precision, threads=options.threads)
                     engine = backend.load(backend.build(bundle, request))
                     engines[ladder, precision, subnet] = stack.enter_context(closing(engine))
-        medians = _measure(engines, options.rounds, options.seconds)
+        quiet = Quiet(options.patience)
+        medians = _measure(engines, quiet, options.rounds, options.seconds)
     results = [_ladder(bundles[ladder], ladder, precision, medians) for ladder in LADDERS for precision in precisions]
     document = {
         "what": "median latency, ms, ResNet-18 at 224 x 224, batch 1, back to back, by ladder and precision",
@@ -68,19 +71,22 @@ def main() -> None:
         "seconds": options.seconds,
         "ladders": results,
         "odd_over_aligned": [_odd_over_aligned(bundles["aligned"], precision, medians) for precision in precisions],
-        "shown": all(result["shown"] for result in results if result["ladder"] == "aligned"),
+        "shown": {result["precision"]: result["shown"] for result in results if result["ladder"] == "aligned"},
+        "not_measured": not_measured,
+        "quiet": quiet.told(),
         **provenance(__file__),
     }
     print(json.dumps(document, indent=1))
 
 
-def _measure(engines: dict[Cell, Engine], rounds: int, seconds: float) -> dict[Cell, list[float]]:
+def _measure(engines: dict[Cell, Engine], quiet: Quiet, rounds: int, seconds: float) -> dict[Cell, list[float]]:
     """Milliseconds of the median answer, per engine, one for each round."""
     random = np.random.default_rng(0)
     batch: Batch = random.standard_normal((1, 3, 224, 224)).astype(np.float32)
-    medians: dict[Cell, list[float]] = {cell: [] for cell in engines}
     cells = list(engines)
-    for _ in range(rounds):
+
+    def one_round(number: int) -> dict[Cell, float]:
+        medians = {}
         for index in random.permutation(len(cells)):
             infer = engines[cells[index]].infer
             for _ in range(_WARMUP):
@@ -92,8 +98,11 @@ def _measure(engines: dict[Cell, Engine], rounds: int, seconds: float) -> dict[C
                 after = time.perf_counter()
                 took.append((after - now) * 1e3)
                 now = after
-            medians[cells[index]].append(statistics.median(took))
-    return medians
+            medians[cells[index]] = statistics.median(took)
+        return medians
+
+    measured = quiet.rounds(rounds, one_round)
+    return {cell: [one[cell] for one in measured] for cell in cells}
 
 
 def _ladder(bundle: Bundle, ladder: str, precision: str, medians: dict[Cell, list[float]]) -> dict[str, Any]:
