@@ -13,6 +13,7 @@ configuration or processes.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
@@ -198,8 +199,10 @@ class Agent:
             self._restore(self._keeper)
         self._write_meta()
         try:
-            self._pool.prepare()
+            preparing = threading.Thread(target=self._pool.prepare, name="gearshift-prepare")
+            preparing.start()
             self._control.start()
+            preparing.join()
         except BaseException:
             self.close(drain_s=0)
             raise

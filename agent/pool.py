@@ -91,6 +91,7 @@ class EnginePool:
         self._wanted: set[EngineKey] = set()  # of the pending ones, those that somebody waits for
         self._artifacts: dict[EngineKey, Artifact] = {}
         self._unbuilt: set[EngineKey] = set()
+        self._building = threading.Lock()
         self._closed = False
         self._loader = Loader()
         # How many threads each backend's engines want at most: until it has loaded such a one, it may make threads.
@@ -140,9 +141,9 @@ class EnginePool:
         Takes milliseconds where all are there. One that cannot be built is told as ``engine_unbuilt`` and left alone
         until it is wanted.
         """
-        for key in self._rows:
+        for key in tuple(self._rows):
             try:
-                self._artifacts[key] = self._built(key)
+                self._artifact(key)
             except Exception as error:  # a foreign library may raise anything
                 self._unbuilt.add(key)
                 self._on_event("engine_unbuilt", {**key._asdict(), "error": str(error)})
@@ -270,14 +271,20 @@ class EnginePool:
     def _engine(self, key: EngineKey) -> Engine:
         """Loaded from the artifact that was there at the start; built again where that was lost or damaged since."""
         backend = self._backends[key.backend]
-        if (artifact := self._artifacts.get(key)) is not None:
-            try:
-                return backend.load(artifact)
-            except EngineError:
-                pass
-        self._artifacts[key] = self._built(key)
-        self._unbuilt.discard(key)
-        return backend.load(self._artifacts[key])
+        known = key in self._artifacts
+        try:
+            return backend.load(self._artifact(key))
+        except EngineError:
+            if not known:
+                raise
+        return backend.load(self._artifact(key, again=True))
+
+    def _artifact(self, key: EngineKey, *, again: bool = False) -> Artifact:
+        with self._building:  # loader and start may want the same one
+            if again or key not in self._artifacts:
+                self._artifacts[key] = self._built(key)
+                self._unbuilt.discard(key)
+            return self._artifacts[key]
 
     def _built(self, key: EngineKey) -> Artifact:
         request = CompileRequest(
