@@ -311,8 +311,10 @@ class Answering:
     def _fail(self, request: Request, error: BaseException) -> None:
         if isinstance(error, Expired):
             self._runner.expire(request, error)
-        else:
-            request.finish(None, error)
+            return
+        if isinstance(error, Busy):  # at a hard limit
+            self._figures.refused()
+        request.finish(None, error)
 
     def _busy_ms(self) -> float:
         """What is left of the batch under way, by the table."""

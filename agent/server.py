@@ -17,6 +17,7 @@ cannot send. Who may ask at all is looked at before: :mod:`agent.http_connection
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -197,11 +198,12 @@ class _Routes:
             asked = msgspec.json.decode(await self._control_body(request), type=_Hold)
         except msgspec.DecodeError as error:
             raise InputError(f"hold takes {{subnet, for_s, reason}}: {error}") from None
-        return self.model.agent.hold(asked.subnet, asked.for_s, asked.reason)
+        # In another thread: it is on the disk when it returns, and a disk may take its time.
+        return await asyncio.to_thread(self.model.agent.hold, asked.subnet, asked.for_s, asked.reason)
 
     async def release(self, request: Request) -> Any:
         await self._control_body(request)
-        self.model.agent.release()
+        await asyncio.to_thread(self.model.agent.release)
         return {}
 
     async def _control_body(self, request: Request) -> bytes:
