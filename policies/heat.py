@@ -37,6 +37,7 @@ class HeatMemory(msgspec.Struct, forbid_unknown_fields=True):
 
     estimate: tuple[float, float, float] = (0.0, 0.0, 0.0)
     covariance: tuple[float, float, float, float, float, float] = (_PRIOR[0], 0.0, 0.0, _PRIOR[1], 0.0, _PRIOR[2])
+    sound: tuple[float, float, float] | None = None  # the last estimate that a device can have
     windows: int = 0
     noise: float = 0.0  # mean square error of a window, (degrees per second) squared
     bias: float = 0.0  # degrees per second that the model has missed of late
@@ -106,21 +107,29 @@ def observe(memory: HeatMemory, time_s: float, temperature_c: float, power_w: fl
 
 
 def identified(memory: HeatMemory) -> HeatModel | None:
-    """The node, once enough was seen and the estimate is one that a device can have; else None."""
-    if memory.windows < _LEAST_WINDOWS or memory.span_c is None:
+    """The node, once enough was seen; None before.
+
+    An estimate that no device can have is noise: the last that one can have stands.
+    """
+    if memory.windows < _LEAST_WINDOWS or memory.span_c is None or memory.sound is None:
         return None
-    offset, decay, gain = memory.estimate
-    if memory.span_c[1] - memory.span_c[0] < _LEAST_SPAN_C or decay >= 0 or gain <= 0:
+    if memory.span_c[1] - memory.span_c[0] < _LEAST_SPAN_C:
         return None
-    if not (
-        _TIME_CONSTANT_S[0] <= -1 / decay <= _TIME_CONSTANT_S[1]
-        and _DEGREES_PER_WATT[0] <= -gain / decay <= _DEGREES_PER_WATT[1]
-    ):
-        return None
+    offset, decay, gain = memory.sound
     noise = max(memory.noise, _NOISE_FLOOR)
     a, b, c, d, e, f = memory.covariance
     scaled = (noise * a, noise * b, noise * c, noise * d, noise * e, noise * f)
     return HeatModel((offset + memory.bias, decay, gain), scaled)
+
+
+def _sound(estimate: tuple[float, float, float]) -> bool:
+    """Whether a device can be like that."""
+    _, decay, gain = estimate
+    return (
+        decay < 0 < gain
+        and _TIME_CONSTANT_S[0] <= -1 / decay <= _TIME_CONSTANT_S[1]
+        and _DEGREES_PER_WATT[0] <= -gain / decay <= _DEGREES_PER_WATT[1]
+    )
 
 
 def _learn(memory: HeatMemory, before: tuple[float, float, float], window: tuple[float, float, float]) -> None:
@@ -139,6 +148,8 @@ def _learn(memory: HeatMemory, before: tuple[float, float, float], window: tuple
     error = slope - (offset * x[0] + decay * x[1] + gain * x[2])
     step = error / scale
     memory.estimate = (offset + px[0] * step, decay + px[1] * step, gain + px[2] * step)
+    if _sound(memory.estimate):
+        memory.sound = memory.estimate
     # forgetting is paused where it would only let the variance of what is not excited grow without bound
     grow = 1.0 / _FORGET if max(a, d, f) < _MOST_VARIANCE else 1.0
     memory.covariance = (
