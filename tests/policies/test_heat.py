@@ -41,6 +41,17 @@ def learn(seconds, *, resistance=6.0, time_constant_s=300.0, ambient_c=25.0, ste
     return memory, temperature
 
 
+def test_an_estimate_that_no_device_can_have_leaves_the_last_possible_one_standing():
+    memory, _ = learn(3000)
+    before = identified(memory)
+    memory.estimate = (0.1, 0.002, -0.01)  # would heat itself, and cool under load
+    after = identified(memory)
+    assert before is not None and after is not None
+    assert after.time_constant_s == before.time_constant_s == pytest.approx(300.0, rel=0.3)
+    assert after.degrees_per_watt == before.degrees_per_watt == pytest.approx(6.0, rel=0.3)
+    assert identified(HeatMemory(windows=100, span_c=(20.0, 60.0))) is None, "nothing possible was seen yet"
+
+
 @given(
     temperature=st.floats(0, 100),
     watts=st.floats(0, 40),
