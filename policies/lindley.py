@@ -77,7 +77,7 @@ class Solution(msgspec.Struct, frozen=True):
     """
 
     waits_s: array[float]
-    actions: bytes  # one number each
+    actions: array[int]
     gain: float
 
 
@@ -125,7 +125,7 @@ def solve(actions: Sequence[Action], rate_hz: float, deadline_s: float) -> Solut
             break
         chosen = np.where(better, quality.argmax(axis=0), chosen)
     preferred = np.where(quality >= best - _EQUAL, np.stack(rushed), -1.0).argmax(axis=0)
-    return Solution(array("d", waits), bytes(preferred.astype(np.uint8)), gain)
+    return Solution(array("d", waits), array("H", preferred.astype(np.uint16)), gain)
 
 
 def _transitions(waits: Floats, step: float, sizes: Sizes, rate: float, grid: int | None = None) -> Floats:
