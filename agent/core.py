@@ -23,19 +23,20 @@ import msgspec
 
 from agent.answering import Answering
 from agent.clocks import AgentClock, Horizon
+from agent.continuity import Continuity
 from agent.control import ControlLoop
 from agent.figures import LoadFigures
 from agent.guard import Guard
 from agent.journal import EventLine, Journal
 from agent.limits import HardLimits
-from agent.overview import engine_statuses, usable_rows
+from agent.overview import Parts, status_of, usable_rows
 from agent.pool import EnginePool
 from agent.recalibration import retabled
 from agent.run_record import RunRecord
 from agent.sensing import Sensing, Sensors
-from agent.state import Keeper, Kept
+from agent.state import Keeper
 from agent.tallies import Tallies
-from agent.values import Answer, Counters, Event, Explanation, Hold, Status
+from agent.values import Answer, Event, Explanation, Hold, Status
 from agent.watching import Watching
 from backends.base import Backend, Batch
 from calibration.table import Row, Table
@@ -112,16 +113,7 @@ class Agent:
         self.bundle, self.goals = bundle, goals.check()
         self.horizon = keeper.horizon if keeper is not None else Horizon(AgentClock())
         self.table = usable_rows(bundle, table, backends, points)
-        self._journal, self._clock, self._keeper = journal, clock, keeper
-        self._record = RunRecord(
-            bundle.name,
-            table,
-            self.table,
-            policy_options or {},
-            version=version,
-            clock=getattr(clock, "name", ""),
-            dry_run=dry_run,
-        )
+        self._journal, self._clock = journal, clock
         self._whole_table, self._store = table, recalibrate or (lambda table: None)
         self._callbacks: list[Callable[[Event], None]] = []
         self._on_tick: list[Callable[[], None]] = []
@@ -168,6 +160,24 @@ class Agent:
             touch=touch,
         )
         self._control.watches += [lambda now_s, faults: self._answering.accounts.settle()]
+        record = RunRecord(
+            bundle.name,
+            table,
+            self.table,
+            policy_options or {},
+            version=version,
+            clock=getattr(clock, "name", ""),
+            dry_run=dry_run,
+        )
+        self._continuity = Continuity(
+            record,
+            self._control,
+            journal=journal,
+            keeper=keeper,
+            goals=lambda: self.goals,
+            table=lambda: self.table,
+            on_event=self._emit,
+        )
         self._watching = Watching(
             self._control,
             pool=self._pool,
@@ -195,9 +205,7 @@ class Agent:
         """
         if self._journal is not None:
             self._journal.start(on_event=self._emit)
-        if self._keeper is not None:
-            self._restore(self._keeper)
-        self._write_meta()
+        self._continuity.begin()
         try:
             preparing = threading.Thread(target=self._pool.prepare, name="gearshift-prepare")
             preparing.start()
@@ -317,14 +325,14 @@ class Agent:
         now_s = self._clock()
         hold = Hold(subnet=subnet, reason=reason, since_s=now_s, until_s=now_s + for_s, remaining_s=for_s)
         self._control.hold(hold, told="hold")
-        self._keep()
+        self._continuity.keep()
         return hold
 
     def release(self) -> None:
         """Ends a hold before its time; without one it does nothing."""
         if self._control.held is not None:
             self._control.hold(None, told="release")
-            self._keep()
+            self._continuity.keep()
 
     def reconfigure(
         self,
@@ -345,13 +353,14 @@ class Agent:
             self.goals = self._guard.goals = goals.check()
             self._guard.limits = limits or HardLimits.of(goals)
             self._answering.deadline_ms = goals.deadline_ms
-        before, options = self._control.policy, self._record.options
+        before, record = self._control.policy, self._continuity.record
+        options = record.options
         if policy is not None:
-            self._record.options = dict(policy_options or {})
-        alike = policy is not None and policy.name == before.name and self._record.options == options
-        self._control.replace_policy(policy or before, self._write_meta, carry=alike)
+            record.options = dict(policy_options or {})
+        alike = policy is not None and policy.name == before.name and record.options == options
+        self._control.replace_policy(policy or before, self._continuity.head, carry=alike)
         self._emit("reconfigured", {"policy": self._control.policy.name, "goals": msgspec.to_builtins(self.goals)})
-        self._keep()
+        self._continuity.keep()
 
     def tick(self) -> Explanation:
         """One control period now, beside the regular ones."""
@@ -373,71 +382,25 @@ class Agent:
 
     def status(self) -> Status:
         """What it is doing and why."""
-        self._answering.accounts.settle()
-        now_s, active, control = self._clock(), self._pool.current, self._control
-        row = active.row if active is not None else None
-        held = control.held
-        if held is not None:
-            held = msgspec.structs.replace(held, remaining_s=max(0.0, held.until_s - now_s))
-        return Status(
-            state="degraded" if self._state == "running" and not self._pool.answering else self._state,
-            subnet=row.subnet if row else None,
-            backend=row.backend if row else None,
-            precision=row.precision if row else None,
-            point=row.point if row else None,
-            reason=active.reason if active else "no engine is loaded yet",
-            bound=active.bound if active else "none",
-            policy=control.policy.name,
-            goals=self.goals,
-            conditions=control.conditions,
-            hold=held,
-            dry_run=control.dry_run,
-            bundle=self.bundle.name,
-            bundle_key=self.table.bundle_key,
-            expected_accuracy=row.accuracy if row else None,
-            uptime_s=now_s - self._started_s,
-            queue_depth=self._answering.depth,
-            engines=engine_statuses(self._pool, self._guard),
-            counters=Counters(
-                requests=self._figures.requests,
-                images=self._figures.images,
-                late=self._figures.late,
-                refused=self._figures.refused_requests,
-                failed=self._answering.accounts.failed,
-                rescued=self._answering.rescued,
-                expired=self._figures.expired_requests,
-                superseded=self._answering.superseded,
-                switches=control.switches,
-                engine_failures=self._guard.engine_failures,
-                sensor_failures=self._sensing.failures,
-                policy_failures=control.policy_failures,
-                engine_hangs=self._guard.engine_hangs,
-                limits_reached=self._guard.limits_reached,
-                **self._watching.counters(),
-            ),
-            slowdown=self._figures.slowdowns(now_s),
-            drifted={out.point: out.ratio for out in self._watching.drift.drifted},
-            journal=self._journal.status() if self._journal is not None else None,
+        parts = Parts(
+            pool=self._pool,
+            guard=self._guard,
+            sensing=self._sensing,
+            control=self._control,
+            answering=self._answering,
+            figures=self._figures,
+            watching=self._watching,
+            journal=self._journal,
+        )
+        now_s, state = self._clock(), self._state
+        return status_of(
+            parts, self.bundle, self.table, self.goals, state=state, now_s=now_s, started_s=self._started_s
         )
 
     def _ticked(self) -> None:
         for callback in self._on_tick:
             with contextlib.suppress(Exception):  # the listener's own affair
                 callback()
-
-    def _write_meta(self) -> None:
-        if self._journal is not None:
-            control = self._control
-            self._journal.write(self._record.meta(control.policy, control.policy_state, self.goals))
-
-    def _kept(self) -> Kept:
-        control = self._control
-        policy = self._record.policy_state(control.policy, control.policy_state, self.goals)
-        return Kept(bundle_key=self.table.bundle_key, policy=policy, hold=control.held)
-
-    def _keep(self) -> None:
-        if self._keeper is not None:
-            self._keeper.keep()
 
     def _retable(self, rows: Mapping[str, Row]) -> None:
         """Takes up rows that were measured again, once the new table is stored."""
@@ -446,30 +409,17 @@ class Agent:
         self._whole_table, self.table = whole, retabled(self.table, rows)
         for part in (self._guard, self._pool, self._answering, self._watching.drift):
             part.retable(self.table)
-        self._record.retable(whole, self.table)
-        self._control.retable(self.table, self._write_meta)
+        self._continuity.record.retable(whole, self.table)
+        self._control.retable(self.table, self._continuity.head)
         self._emit("table_remeasured", {"rows": {point: row.latency_p50_ms for point, row in rows.items()}})
-        self._keep()
-
-    def _restore(self, keeper: Keeper) -> None:
-        """Goes on with the hold and the policy's state that an earlier run has left."""
-        keeper.start(self._kept, self._emit)
-        hold, state = keeper.restored(self._kept())
-        if state and (error := self._control.restore_policy(state)):
-            state = None
-            self._emit("state_failed", {"error": error})
-        if hold is not None and hold.subnet in {row.subnet for row in self.table.rows}:
-            self._control.held = hold
-        if hold is not None or state:
-            detail = {"policy": bool(state), "hold": hold.subnet if hold else None}
-            self._emit("state_restored", detail)
+        self._continuity.keep()
 
     def _emit(self, name: str, detail: dict[str, Any]) -> None:
         """Journals an event and tells whoever listens; a listener that fails harms nobody."""
         if self._journal is not None and name != "switch":  # a switch has a line of its own
             self._journal.write(EventLine(name=name, detail=detail))
-        if self._keeper is not None and name == "hold_expired":
-            self._keeper.keep_soon()
+        if name == "hold_expired":
+            self._continuity.keep_soon()
         event = Event(name=name, time_s=self._clock(), detail=detail)
         for callback in tuple(self._callbacks):
             try:

@@ -1,18 +1,99 @@
-"""Views made from the parts of an agent: the rows it can use, and how its engines fare."""
+"""Views made from the parts of an agent: the rows it can use, how its engines fare, its whole status."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import msgspec
 
+from agent.answering import Answering
+from agent.control import ControlLoop
+from agent.figures import LoadFigures
 from agent.guard import Guard
+from agent.journal import Journal
 from agent.pool import EnginePool
-from agent.values import EngineStatus
+from agent.sensing import Sensing
+from agent.values import Counters, EngineStatus, Status
+from agent.watching import Watching
 from backends.base import Backend
 from calibration.table import Table
+from policies.base import Goals
 from subnets import Bundle
 from subnets.errors import InputError
+
+
+class Parts(NamedTuple):
+    """What an agent is made of."""
+
+    pool: EnginePool
+    guard: Guard
+    sensing: Sensing
+    control: ControlLoop
+    answering: Answering
+    figures: LoadFigures
+    watching: Watching
+    journal: Journal | None
+
+
+def status_of(
+    parts: Parts, bundle: Bundle, table: Table, goals: Goals, *, state: str, now_s: float, started_s: float
+) -> Status:
+    """What an agent is doing and why.
+
+    Args:
+        parts: its own.
+        bundle, table, goals: what it runs.
+        state: "starting", "running", "closing" or "closed".
+        now_s: on its clock.
+        started_s: when it was made.
+    """
+    pool, guard, sensing, control, answering, figures, watching, journal = parts
+    answering.accounts.settle()
+    active, held = pool.current, control.held
+    row = active.row if active is not None else None
+    if held is not None:
+        held = msgspec.structs.replace(held, remaining_s=max(0.0, held.until_s - now_s))
+    return Status(
+        state="degraded" if state == "running" and not pool.answering else state,
+        subnet=row.subnet if row else None,
+        backend=row.backend if row else None,
+        precision=row.precision if row else None,
+        point=row.point if row else None,
+        reason=active.reason if active else "no engine is loaded yet",
+        bound=active.bound if active else "none",
+        policy=control.policy.name,
+        goals=goals,
+        conditions=control.conditions,
+        hold=held,
+        dry_run=control.dry_run,
+        bundle=bundle.name,
+        bundle_key=table.bundle_key,
+        expected_accuracy=row.accuracy if row else None,
+        uptime_s=now_s - started_s,
+        queue_depth=answering.depth,
+        engines=engine_statuses(pool, guard),
+        counters=Counters(
+            requests=figures.requests,
+            images=figures.images,
+            late=figures.late,
+            refused=figures.refused_requests,
+            failed=answering.accounts.failed,
+            rescued=answering.rescued,
+            expired=figures.expired_requests,
+            superseded=answering.superseded,
+            switches=control.switches,
+            engine_failures=guard.engine_failures,
+            sensor_failures=sensing.failures,
+            policy_failures=control.policy_failures,
+            engine_hangs=guard.engine_hangs,
+            limits_reached=guard.limits_reached,
+            **watching.counters(),
+        ),
+        slowdown=figures.slowdowns(now_s),
+        drifted={out.point: out.ratio for out in watching.drift.drifted},
+        journal=journal.status() if journal is not None else None,
+    )
 
 
 def usable_rows(bundle: Bundle, table: Table, backends: Mapping[str, Backend], points: Collection[str] | None) -> Table:

@@ -46,12 +46,13 @@ def run(make_agent, machine, tmp_path):
 
     def start(**changes):
         for agent in made:
-            agent._keeper._make = None  # killed: it writes nothing any more
+            agent.kept_by._make = None  # killed: it writes nothing any more
         keeper = Keeper(tmp_path / "tiny.state.json", clock=machine.clock, dry_run=changes.get("dry_run", False))
         seen = []
         agent = make_agent(start=False, keeper=keeper, wall=lambda: machine.unix_s, **changes)
         agent.on_event(lambda event: seen.append((event.name, event.detail)))
         made.append(agent)
+        agent.kept_by = keeper
         agent.start()
         while keeper._errand.busy:  # the first writing
             pass
@@ -83,7 +84,7 @@ def test_a_hold_survives_and_expires_when_it_would_have(run, machine, images):
 def test_a_hold_survives_a_start_of_the_machine_even_with_its_clock_lost(run, machine, off_s, clock_lost, left_s):
     run().hold("s50", 600, "maintenance")
     machine.passes(100)
-    run()._keeper.keep()  # a hundred seconds later
+    run().kept_by.keep()  # a hundred seconds later
     machine.starts_anew(off_s, clock_lost=clock_lost)
     hold = run().status().hold
     assert (hold and hold.remaining_s) == (left_s and pytest.approx(left_s))
@@ -126,7 +127,7 @@ def discharging(run, machine, helpers):
             charge = 0.8 - second / 1000
             sensors.told = {"battery_charge": charge, "battery_power_w": 6.0 + second % 3, "temperature_c": 50.0}
             agent.tick()
-            agent._keeper._errand.run(lambda: None, 10.0) if not agent._keeper._errand.busy else None
+            agent.kept_by._errand.run(lambda: None, 10.0) if not agent.kept_by._errand.busy else None
         return agent
 
     return start, live
@@ -205,14 +206,14 @@ def test_a_disk_that_refuses_is_told_once_and_holds_go_on(run, tmp_path, images)
     agent.infer(images, subnet="s50")  # resident from here on
     folder = tmp_path / "folder"
     folder.write_text("no folder")
-    agent._keeper.path = folder / "tiny.state.json"
+    agent.kept_by.path = folder / "tiny.state.json"
     for _ in range(2):
         agent.hold("s50", 600, "maintenance")
     assert agent.infer(images).subnet == "s50"
     assert [name for name, _ in agent.seen].count("state_failed") == 1
     assert agent.tick().faults[0].startswith("state not kept: ")
     assert agent.status().counters.state_failures == 2
-    agent._keeper.path = tmp_path / "tiny.state.json"
+    agent.kept_by.path = tmp_path / "tiny.state.json"
     agent.release()
     assert not agent.tick().faults
 
