@@ -301,6 +301,19 @@ def slow_backend(helpers, clock):
     return Slow()
 
 
+def test_a_request_that_comes_ends_the_measuring_and_is_answered(make_agent, images, helpers, backend):
+    agent = make_agent()
+    row, many, measured = agent.table.row(helpers.point("s100")), 300_000, []
+    measuring = threading.Thread(target=lambda: measured.append(agent._answering.measure(row, many)))
+    before = len(backend.sizes)
+    measuring.start()
+    while len(backend.sizes) < before + 10:
+        pass
+    assert agent.submit(images[:1]).result(20).subnet == "s100"
+    measuring.join(20)
+    assert 10 <= len(measured[0]) < many
+
+
 class InTime(Policy):
     """The most accurate point that the table says is in time, whatever the machine does now."""
 

@@ -161,7 +161,8 @@ def test_an_answer_that_comes_in_the_very_moment_it_is_given_up_counts(agent, ha
     agent.tick()
     hanging.let_go.set()
     assert future.result(10).subnet == "s100"
-    assert agent._guard.quarantined_s(agent._pool.current.resident.key) == 0
+    (engine,) = [engine for engine in agent.status().engines if engine.subnet == "s100"]
+    assert engine.quarantined_s == 0 and engine.current
 
 
 def test_when_the_next_engines_hang_too_each_is_found_and_the_last_one_answers(agent, hanging, clock, images, helpers):

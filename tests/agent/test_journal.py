@@ -263,6 +263,17 @@ def test_a_record_that_is_no_json_is_dropped_alone(tmp_path):
     assert journal.status().dropped == 1 and not journal.status().stopped
 
 
+def test_after_a_decision_that_is_no_json_a_session_begins(tmp_path):
+    journal = Journal(tmp_path)
+    journal.write(meta())
+    journal.write(msgspec.structs.replace(decision(0), reason=object()), state={"decided": 0})
+    journal.write(decision(1), state={"decided": 1})
+    journal.close()
+    found = lines(journal.path)
+    assert [line["kind"] for line in found] == ["meta", "meta", "decision"]
+    assert found[1]["policy"]["state"] == {"decided": 1}
+
+
 def test_a_folder_that_cannot_be_made_stops_the_journal_only(make_agent, images, tmp_path):
     (tmp_path / "file").write_text("")
     agent = make_agent(journal=Journal(tmp_path / "file" / "journal"))
