@@ -1,9 +1,14 @@
 """The agent: answers requests with the operating point that policy, hold and guard agree on, and says why.
 
 * :mod:`agent.core`: :class:`Agent`, the front door for embedding. :mod:`agent.values`: what it hands out.
-* :mod:`agent.answering`, ``gate``, ``pool``, ``chunks``, ``rescue``: the way of a request.
-* :mod:`agent.control`, ``figures``, ``guard``: who answers. :mod:`agent.overview`: views of it.
-* :mod:`agent.journal`: the record of it all.
+* :mod:`agent.answering`, ``waiting``, ``choosing``, ``forming``, ``dispatch``, ``running``, ``rescue``, ``accounts``:
+  the way of a request; :mod:`agent.pool`, ``resident``, ``loader``, ``chunks``: the engines.
+* :mod:`agent.control`, ``figures``, ``deciding``, ``sensing``, ``frozen``: who answers. :mod:`agent.overview`,
+  ``explained``: views of it.
+* :mod:`agent.guard`, ``limits``, ``hung``, ``watching``, ``errand``: what fails stops nothing and is told.
+* :mod:`agent.drift`, ``recalibration``: whether the table still holds.
+* :mod:`agent.journal`, ``rolling``, ``run_record``: the record of it all. :mod:`agent.state`, ``clocks``,
+  ``continuity``: what a restart goes on with.
 * :mod:`agent.protocol`, ``server``, ``client``: Open Inference Protocol v2 and control over HTTP.
 * :mod:`agent.grpc_front`, ``grpc_*``: the same protocol over gRPC.
 * :mod:`agent.config`, ``quantities``, ``lifecycle``, ``service``: configuration and life as a daemon.
