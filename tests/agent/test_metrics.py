@@ -55,6 +55,7 @@ def test_requests_and_times_are_those_that_were_answered(scraped, images):
     for _ in range(4):
         agent.infer(images[:1])
     agent.tallies.answered("s75@fake:f32:b1", 1, 40.0, 30.0)
+    agent.tallies.answered("s75@fake:f32:b1", 1, 0.0, 50.0)  # on a bound: counted below it
     found = scrape()
     assert found["gearshift_requests_total", "f32", "fake", "s50"] == 1
     assert found["gearshift_images_total", "f32", "fake", "s50"] == 3
@@ -65,9 +66,9 @@ def test_requests_and_times_are_those_that_were_answered(scraped, images):
         for key, value in found.items()
         if key[0].endswith("request_duration_seconds_bucket") and "s75" in key
     }
-    assert (s75["0.05"], s75["0.1"], s75["+Inf"]) == (0, 1, 1)
-    assert found["gearshift_request_duration_seconds_sum", "f32", "fake", "s75"] == pytest.approx(0.07)
-    assert found["gearshift_inference_duration_seconds_sum", "f32", "fake", "s75"] == pytest.approx(0.03)
+    assert (s75["0.025"], s75["0.05"], s75["0.1"], s75["+Inf"]) == (0, 1, 2, 2)
+    assert found["gearshift_request_duration_seconds_sum", "f32", "fake", "s75"] == pytest.approx(0.12)
+    assert found["gearshift_inference_duration_seconds_sum", "f32", "fake", "s75"] == pytest.approx(0.08)
 
 
 def test_the_buckets_are_one_two_and_a_half_and_five_of_every_decade():
@@ -96,6 +97,9 @@ def test_one_subnet_is_active_and_a_hold_shows(scraped, images):
     assert found["gearshift_hold_active",] == 1 and 59 < found["gearshift_hold_remaining_seconds",] <= 60
     assert found["gearshift_switches_total", "hold"] == 1
     assert found["gearshift_switch_duration_seconds_count",] == 1
+    before_s = found["gearshift_switch_duration_seconds_sum",]
+    agent._emit("switch", {"from": "a", "to": "b", "reason": "r", "bound": "none", "ms": 2000.0})
+    assert scrape()["gearshift_switch_duration_seconds_sum",] - before_s == pytest.approx(2.0)
 
 
 def test_every_counter_of_the_agent_is_exported(scraped):
