@@ -374,7 +374,7 @@ def region(images):
     shm.destroy_shared_memory_region(handle)
 
 
-def test_tensors_go_through_shared_memory_both_ways(client, images, helpers, region):
+def test_tensors_go_through_shared_memory_both_ways(client, backend, images, helpers, region):
     client.register_system_shared_memory("tensors", "/gearshift-test-grpc", images.nbytes + 60)
     told = client.get_system_shared_memory_status().regions["tensors"]
     assert (told.key, told.offset, told.byte_size) == ("/gearshift-test-grpc", 0, images.nbytes + 60)
@@ -389,12 +389,14 @@ def test_tensors_go_through_shared_memory_both_ways(client, images, helpers, reg
     got = shm.get_contents_as_numpy(region, np.float32, [5, 3], offset=images.nbytes)
     np.testing.assert_array_equal(got, helpers.expected("s100", images))
 
+    answered = len(backend.sizes)
     wanted.set_shared_memory("tensors", 56, offset=images.nbytes)
     assert "at least 60 bytes" in refused(lambda: client.infer("tiny", [sent], outputs=[wanted]))[1]
     wanted.set_shared_memory("tensors", 60, offset=images.nbytes + 4)
     assert refused(lambda: client.infer("tiny", [sent], outputs=[wanted]))[0] == "INVALID_ARGUMENT"
     sent.set_shared_memory("tensors", images.nbytes - 4)
     assert f"needs {images.nbytes} bytes" in refused(lambda: client.infer("tiny", [sent]))[1]
+    assert len(backend.sizes) == answered  # no engine worked for nothing
     client.unregister_system_shared_memory("tensors")
     assert refused(lambda: client.infer("tiny", [sent]))[0] in ("NOT_FOUND", "INVALID_ARGUMENT")
     assert not client.get_system_shared_memory_status().regions
