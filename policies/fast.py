@@ -59,7 +59,8 @@ class Fast(Wrapper[_Memory]):
         if conditions.miss_rate is not None:
             late = conditions.miss_rate / (1.0 - self._plans.goals.deadline_percentile)
             growth = min(_FASTEST, late - 1.0) * min(elapsed, _LONGEST_S) / _LEARN_S
-            memory.more = min(_MOST, max(1.0, memory.more * math.exp(growth)))
+            if growth > 0.0 or memory.more > 1.0:
+                memory.more = min(_MOST, max(1.0, memory.more * math.exp(growth)))
         rate = self._leading(conditions, elapsed) * self._caution * memory.more
         slowdown = 1.0 if conditions.slowdown is None else conditions.slowdown
         memory.bins = self._plans.bins(table, rate, slowdown, memory.bins)

@@ -50,9 +50,13 @@ class QueuePlans:
 
     def bins(self, table: Table, rate_hz: float, slowdown: float, before: tuple[int, int] | None) -> tuple[int, int]:
         """The bins of load and slowdown; those of before as long as the values have not clearly left them."""
-        floor = self._floor_hz(table)
+        rate_hz, slowdown = max(rate_hz, self._floor_hz(table)), max(slowdown, 0.01)
+        if before is not None:
+            (low_hz, high_hz), (low, high) = _stretch(before[0]), _stretch(before[1])
+            if low_hz < rate_hz <= high_hz and low < slowdown <= high:  # nearly always, and every replay passes here
+                return before
         last_rate, last_slow = before if before is not None else (None, None)
-        return _bin(max(rate_hz, floor), last_rate), _bin(max(slowdown, 0.01), last_slow)
+        return _bin(rate_hz, last_rate), _bin(slowdown, last_slow)
 
     def plan(self, table: Table, bins: tuple[int, int], most_accuracy: float) -> Planned:
         """The plan for these bins over rows up to this accuracy (the least accurate rows where none is)."""
@@ -137,11 +141,18 @@ def _family(table: Table, row: Row) -> list[Row]:
 
 def _bin(value: float, before: int | None) -> int:
     """The bin whose upper edge is the least power of the step at or above the value."""
-    if before is not None and _edge(before - 1 - _STICK) < value <= _edge(before + _STICK):
-        return before
+    if before is not None:
+        low, high = _stretch(before)
+        if low < value <= high:
+            return before
     return math.ceil(math.log(value) / math.log(_STEP) - 1e-9)
 
 
 @cache
+def _stretch(place: int) -> tuple[float, float]:
+    """The values that stay in a bin: those of it, and a little beyond."""
+    return _edge(place - 1 - _STICK), _edge(place + _STICK)
+
+
 def _edge(place: float) -> float:
     return float(_STEP**place)

@@ -202,8 +202,10 @@ class Thermal(RungPolicy, Remembering[_Memory]):
         model = self._model(table)
 
         def ahead_c(index: int, seconds: float, doubts: float = _DOUBTS) -> float:
-            more_w = model.difference_w(index, running, conditions.arrival_rate_hz)
-            watts = max(0.0, power_w + (more_w or 0.0))
+            watts = power_w
+            if index != running:
+                more_w = model.difference_w(index, running, conditions.arrival_rate_hz)
+                watts = max(0.0, power_w + (more_w or 0.0))
             return node.forecast_c(measured, watts, seconds) + doubts * node.doubt_c(measured, watts, seconds)
 
         expected = ahead_c(level, self.forecast_s)
