@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,13 @@ def sound_gradients() -> Iterator[None]:
         return
     original = nn.Conv2d._conv_forward
 
-    def forward(self: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
         pointwise = self.kernel_size == (1, 1) and self.padding == (0, 0) and self.groups == 1
         if not pointwise or self.stride == (1, 1) or x.shape[1] % _BLOCK == 0:
             return original(self, x, weight, bias)
         return nn.functional.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], weight, bias)
 
-    nn.Conv2d._conv_forward = forward  # type: ignore[method-assign]
+    nn.Conv2d._conv_forward = forward  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
