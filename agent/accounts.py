@@ -2,8 +2,8 @@
 
 An engine leaves the processor's caches full of weights, so all that is done between its answer and the caller's costs
 several times what it otherwise would. Hence the way of a request only appends a :data:`Note`. The notes become figures,
-tallies and lines of the journal when somebody asks for those, once a control period, or when :data:`MOST` of them have
-come together: at once and in warm caches.
+tallies and lines of the journal when somebody asks for those, once a control period, and whenever :data:`MOST` more of
+them have come, by a thread that has nothing else to do: at once and in warm caches, while the engine computes.
 
 Knows nothing of engines.
 """
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from queue import SimpleQueue
 
 from agent.figures import LoadFigures
 from agent.journal import BatchLine, Journal
 from agent.tallies import Tallies
 
 MOST = 64
+_TOO_MANY = 4096
 
 
 Note = tuple[str, int, float, float, float, float | None, tuple[int, float] | None, str]
@@ -38,7 +40,8 @@ class Accounts:
         journal: or None.
 
     Attributes:
-        notes: to be appended to by the thread that has the engine, who settles when there are :data:`MOST`.
+        notes: to be appended to by the thread that has the engine, who calls :meth:`many` at every multiple of
+            :data:`MOST`.
     """
 
     def __init__(self, figures: LoadFigures, journal: Journal | None) -> None:
@@ -47,6 +50,27 @@ class Accounts:
         self._figures, self._journal = figures, journal
         self.notes: deque[Note] = deque()
         self._settling = threading.Lock()
+        self._wake: SimpleQueue[bool] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def many(self) -> None:
+        """Many notes have come together: they will be reckoned up soon; at once where that does not keep up."""
+        if len(self.notes) >= _TOO_MANY:
+            self.settle()
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="gearshift-accounts", daemon=True)
+            self._thread.start()
+        self._wake.put(True)
+
+    def close(self) -> None:
+        """Reckons up the last ones."""
+        self._wake.put(False)
+        self.settle()
+
+    def _run(self) -> None:
+        while self._wake.get():
+            self.settle()
 
     def settle(self) -> None:
         """Reckons up what was put down so far."""

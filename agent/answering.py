@@ -127,7 +127,7 @@ class Answering:
     def close(self, drain_s: float) -> bool:
         """Refuses newcomers and answers those who wait; whether all were answered in time."""
         drained = self._dispatcher.close(drain_s)
-        self.accounts.settle()
+        self.accounts.close()
         return drained
 
     def infer(
@@ -147,7 +147,8 @@ class Answering:
         if not plain:
             key = self._wish(subnet, min_accuracy)
         arrived_s = self._clock()
-        if self._dispatcher.take(images):
+        at_hand = key is None or self._pool.resident(key) is not None
+        if at_hand and self._dispatcher.take(images):
             ours, under_way = True, None
             try:
                 active = self._chooser.idle(images, deadline_ms) if plain else None

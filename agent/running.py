@@ -103,8 +103,8 @@ class Runner:
         ran = images, expected_ms
         notes = self._accounts.notes
         notes.append((active.point, images, arrived_s, arrived_s, done_s, deadline_ms, ran, ANSWERED))
-        if len(notes) >= MOST:
-            self._accounts.settle()
+        if not len(notes) % MOST:
+            self._accounts.many()
         active.resident.used_at_s = done_s
         return under_way, Answer(
             logits=logits,
@@ -343,8 +343,8 @@ class Runner:
     ) -> None:
         notes = self._accounts.notes
         notes.append((point, request.images, request.arrived_s, began_s, done_s, request.deadline_ms, ran, outcome))
-        if len(notes) >= MOST:
-            self._accounts.settle()
+        if not len(notes) % MOST:
+            self._accounts.many()
 
 
 def _tell_own(requests: Sequence[Request], error: Exception) -> None:
