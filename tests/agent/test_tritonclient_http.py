@@ -1,4 +1,4 @@
-"""NVIDIA's unmodified ``tritonclient`` for HTTP against the digits' real engines: what its own examples do and assert."""
+"""NVIDIA's unmodified HTTP client against the digits' real engines: what its own examples do and assert."""
 
 import asyncio
 import json
