@@ -9,7 +9,8 @@
 * :mod:`agent.drift`, ``recalibration``: whether the table still holds.
 * :mod:`agent.journal`, ``rolling``, ``run_record``: the record of it all. :mod:`agent.state`, ``clocks``,
   ``continuity``: what a restart goes on with.
-* :mod:`agent.protocol`, ``server``, ``client``: Open Inference Protocol v2 and control over HTTP.
+* :mod:`agent.front_doors`, ``model``, ``statistics``, ``regions``, ``access``: what all ways in have in common.
+* :mod:`agent.http_server`, ``http_*``, ``protocol``, ``server``: Open Inference Protocol v2 and control over HTTP.
 * :mod:`agent.grpc_front`, ``grpc_*``: the same protocol over gRPC.
 * :mod:`agent.config`, ``quantities``, ``lifecycle``, ``service``: configuration and life as a daemon.
 

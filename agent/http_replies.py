@@ -2,8 +2,8 @@
 
 Triton's mapping, which its clients know: 400 the request is wrong, 404 not found, 500 ours, 501 not offered. Over a
 limit: 413 too large, 431 too long a head, 429 a limit that this client can undo itself (its regions, a frame that its
-own newer one has replaced), 503 the agent as a whole cannot take it now (queue full, too many connections, closing).
-The difference matters to load balancers: they hand a 503 to another server, and must not do so with a 429.
+own newer one has replaced), 503 the agent as a whole cannot take it now (queue full, too many connections, closing),
+504 its deadline passed. The difference matters to load balancers: they hand a 503 to another server, and must not do so with a 429.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 
 from agent.model import NotFound, TooMany, Unsupported
 from agent.protocol import TooLarge
-from subnets.errors import Busy, GearshiftError, InputError, Superseded
+from subnets.errors import Busy, Expired, GearshiftError, InputError, Superseded
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -37,6 +37,7 @@ _STATUSES: tuple[tuple[type[Exception], int], ...] = (  # the first that fits
     (InputError, 400),
     (TooMany, 429),
     (Superseded, 429),
+    (Expired, 504),
     (Busy, 503),
     (NotAllowed, 405),
     (GearshiftError, 500),
