@@ -3,7 +3,8 @@
 Triton's mapping, which its clients know: 400 the request is wrong, 404 not found, 500 ours, 501 not offered. Over a
 limit: 413 too large, 431 too long a head, 429 a limit that this client can undo itself (its regions, a frame that its
 own newer one has replaced), 503 the agent as a whole cannot take it now (queue full, too many connections, closing),
-504 its deadline passed. The difference matters to load balancers: they hand a 503 to another server, and must not do so with a 429.
+504 its deadline passed. The difference matters to load balancers: they hand a 503 to another server, and must not do
+so with a 429.
 """
 
 from __future__ import annotations

@@ -5,8 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from agent.http_replies import NotAllowed, refusal_of
+from agent.model import NotFound, TooMany, Unsupported
+from agent.protocol import TooLarge
 from agent.regions import Regions
 from policies.base import Goals
+from subnets.errors import Busy, EngineError, Expired, InputError, Superseded
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,28 @@ def test_an_agent_that_cannot_answer_is_live_but_not_ready(make_agent, make_http
         reply = http.get(path)
         assert reply.status == 400 and "degraded" in reply.error
     assert http.get("/v2/health/live").status == 200
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InputError("x"), 400),
+        (NotFound("x"), 404),
+        (NotAllowed("x"), 405),
+        (TooLarge("x"), 413),
+        (TooMany("x"), 429),
+        (Superseded("x"), 429),
+        (EngineError("x"), 500),
+        (KeyError("x"), 500),
+        (Unsupported("x"), 501),
+        (Busy("x"), 503),
+        (Expired("x"), 504),
+    ],
+)
+def test_every_error_has_the_status_that_clients_and_load_balancers_expect(error, status):
+    reply = refusal_of(error)
+    assert reply.status == status and "x" in json.loads(reply.body)["error"]
+    assert (b"retry-after" in dict(reply.headers)) == (status == 503)
 
 
 @pytest.mark.parametrize(
