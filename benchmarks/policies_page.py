@@ -170,11 +170,13 @@ def _against(arena: dict[str, Any]) -> Chart:
 def tables(result: dict[str, Any]) -> str:
     """What the recorded arena says, as Markdown."""
     where = f"{result['host']['cpu']}, commit {result['commit']}, {result['created'][:10]}"
-    seeds = f"{result['seeds'][0]} to {result['seeds'][-1]}"
-    parts = [f"Recorded in `benchmarks/results/arena.json` ({where}), seeds {seeds}, which no choice had seen.\n"]
+    parts = [f"Recorded in `benchmarks/results/arena.json` ({where}), with seeds that no choice had seen.\n"]
     for name, arena in result["arenas"].items():
         made_up = ", made up: nothing in it was measured" if arena["table"].startswith("synthetic") else ""
-        parts.append(f"\n### Table {arena['table']} ({name}{made_up})\n\n{_policies(arena)}\n{_scenarios(arena)}")
+        seeds = ", ".join(map(str, arena.get("seeds", result["seeds"])))
+        parts.append(f"\n### Table {arena['table']} ({name}{made_up})\n\n")
+        parts.append(f"{len(arena['scenarios'])} scenarios and recorded loads, seeds {seeds}.\n\n")
+        parts.append(f"{_policies(arena)}\n{_scenarios(arena)}")
         parts.append(f"\n{_promises(arena)}\n{_losses(arena)}\n")
         for what, text in (
             ("against", f"How much more every policy misses than {arena['reference']}"),
