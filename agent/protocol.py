@@ -8,6 +8,7 @@ instead. Shapes and sizes are checked against the model before anything is alloc
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from typing import Any
 
@@ -42,6 +43,7 @@ class TooLarge(InputError):
 
 
 _JSON, _BINARY = OutputWish(), OutputWish(binary=True)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class InferRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -186,9 +188,12 @@ def read_json(text: Body) -> Any:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         try:  # only the standard library reads those literals
-            return json.loads(bytes(text))
+            document = json.loads(bytes(text))
+            if _SURROGATE.search(text):  # it also takes half a character, which no reply could carry back
+                json.dumps(document, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise InputError(f"the body is not JSON: {error}") from None
+        return document
 
 
 def _read_json(text: Body) -> dict[str, Any]:

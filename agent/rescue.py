@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol, TypeVar
 
+import numpy as np
+
 from agent.guard import Guard
 from agent.pool import Active, EnginePool
 from agent.resident import EngineKey, Retired, engine_key
@@ -17,6 +19,7 @@ from backends.base import Batch
 from subnets.errors import EngineError, InputError
 
 T = TypeVar("T")
+_LARGEST_PIXEL = 1e6  # preprocessed images hold a few units; engines overflow from about 1e30 on
 
 
 class Abandoned(Exception):
@@ -46,7 +49,8 @@ class Rescue:
     def answer(self, request: Request, failed: Active, error: Exception, watched: Watched) -> tuple[Active, Batch]:
         """The next engine's answer to a request on which one has failed; none where it is pinned to that one.
 
-        The failed ones are quarantined once another has answered: that shows the fault was theirs. Where none answers
+        The failed ones are quarantined once another has answered: that shows the fault was theirs, unless the batch
+        holds values so large that an engine may overflow, and the engine answers a blank one. Where none answers
         the batch, those that also fail a blank one are quarantined; if none does, the batch is at fault.
 
         Raises:
@@ -81,10 +85,15 @@ class Rescue:
                 failures[key] = active, another
                 broken = self._drop_if_broken(active, watched) or broken
                 continue
-            for bad, (_, why) in failures.items():
-                if not isinstance(why, Retired):
-                    self._guard.quarantine(bad, why)
-                    self._pool.drop(bad)
+            overflows = not np.all(np.abs(batch) <= _LARGEST_PIXEL)
+            for bad, (active_then, why) in failures.items():
+                if isinstance(why, Retired):
+                    continue
+                if overflows and watched(active_then, active_then.resident.probe) is None:
+                    self._guard.note(bad, why)  # or one client could shut out every engine that overflows first
+                    continue
+                self._guard.quarantine(bad, why)
+                self._pool.drop(bad)
             self.rescued += 1
             self._apply()
             return active, logits

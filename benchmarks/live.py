@@ -1,6 +1,6 @@
 """A live agent for the benchmarks: ``gearshift run`` in a process of its own, with every front door open.
 
-* :func:`one_point_table`: a calibration table with one operating point, whose latency was measured just now.
+* :func:`plain_table`: a calibration table of subnets with given latencies.
 * :class:`LiveAgent`: the process, where it listens, and its memory.
 
 The table's accuracy is made up (nobody is to choose by it); everything else of the agent is as in production.
@@ -23,7 +23,6 @@ import psutil
 from common import ROOT
 
 from agent.lifecycle import RunningAgent
-from backends.base import CompileRequest
 from calibration.host import fingerprint
 from calibration.table import Protocol, Row, Table, write
 from subnets.bundle import Bundle
@@ -37,43 +36,45 @@ def has_grpc() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("grpc", "tritonclient"))
 
 
-def one_point_table(bundle: Bundle, request: CompileRequest, latency_ms: float) -> Table:
-    """A table with one row: a subnet at batch size 1 that takes ``latency_ms``."""
-    entry = next(entry for entry in bundle.manifest.subnets if entry.name == request.subnet)
-    row = Row(
-        subnet=request.subnet,
-        backend="openvino",
-        device="CPU",
-        precision=request.precision,
-        batch_size=1,
-        threads=request.threads,
-        macs=entry.macs,
-        accuracy=0.5,
-        accuracy_low=0.0,
-        accuracy_high=1.0,
-        accuracy_source="made up for a benchmark",
-        latency_p50_ms=latency_ms,
-        latency_p50_low_ms=latency_ms,
-        latency_p50_high_ms=latency_ms,
-        latency_p90_ms=latency_ms,
-        latency_p99_ms=latency_ms,
-        latency_p99_low_ms=latency_ms,
-        latency_p99_high_ms=latency_ms,
-        throughput_per_s=1000 / latency_ms,
-        rounds=1,
-        samples=1,
-        load_ms=1.0,
-        memory_bytes=None,
-    )
+def plain_table(bundle: Bundle, latency_ms: Mapping[str, float], *, threads: int = 1) -> Table:
+    """A table of subnets at batch size 1, f32.
+
+    Args:
+        bundle: whose subnets.
+        latency_ms: of each subnet that is to be in it.
+        threads: of each engine.
+    """
+    macs = {entry.name: entry.macs for entry in bundle.manifest.subnets}
+    rows = [
+        Row(
+            subnet=subnet,
+            backend="openvino",
+            device="CPU",
+            precision="f32",
+            batch_size=1,
+            threads=threads,
+            macs=macs[subnet],
+            accuracy=0.5,
+            accuracy_low=0.0,
+            accuracy_high=1.0,
+            accuracy_source="made up for a benchmark",
+            latency_p50_ms=took_ms,
+            latency_p50_low_ms=took_ms,
+            latency_p50_high_ms=took_ms,
+            latency_p90_ms=took_ms,
+            latency_p99_ms=took_ms,
+            latency_p99_low_ms=took_ms,
+            latency_p99_high_ms=took_ms,
+            throughput_per_s=1000 / took_ms,
+            rounds=1,
+            samples=1,
+            load_ms=1.0,
+            memory_bytes=None,
+        )
+        for subnet, took_ms in latency_ms.items()
+    ]
     protocol = Protocol(
-        rounds=1,
-        seconds_per_cell=1.0,
-        warmup=1,
-        batch_sizes=(1,),
-        threads=request.threads,
-        seed=0,
-        created="",
-        wall_s=1.0,
+        rounds=1, seconds_per_cell=1.0, warmup=1, batch_sizes=(1,), threads=threads, seed=0, created="", wall_s=1.0
     )
     return Table(
         schema=1,
@@ -81,7 +82,7 @@ def one_point_table(bundle: Bundle, request: CompileRequest, latency_ms: float) 
         bundle_key=bundle.key,
         host=fingerprint(["openvino"]),
         protocol=protocol,
-        rows=(row,),
+        rows=tuple(rows),
     )
 
 

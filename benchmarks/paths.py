@@ -2,6 +2,7 @@
 
 ============  ==============================================================================================
 native        :class:`agent.client.Client` with a buffer in shared memory
+native-spin   the same, looking for the answer instead of sleeping until it comes (``spin_ms``)
 http-unix     the standard library's ``http.client`` on the Unix socket, binary tensors both ways
 http-tcp      the same on TCP
 grpc-unix     ``tritonclient.grpc`` on the Unix socket
@@ -33,8 +34,8 @@ _HEAD = "Inference-Header-Content-Length"
 class NativePath:
     """Shared memory and the native socket."""
 
-    def __init__(self, running: RunningAgent, shape: tuple[int, int, int]) -> None:
-        self._client = Client(running.native, timeout_s=_TIMEOUT_S)
+    def __init__(self, running: RunningAgent, shape: tuple[int, int, int], spin_ms: float = 0.0) -> None:
+        self._client = Client(running.native, timeout_s=_TIMEOUT_S, spin_ms=spin_ms)
         self.batch: Batch = self._client.buffer()
         assert self.batch.shape[1:] == shape
 
@@ -97,6 +98,7 @@ class GrpcPath:
 
 _OPENERS: dict[str, Callable[[RunningAgent, tuple[int, int, int]], Any]] = {
     "native": NativePath,
+    "native-spin": lambda running, shape: NativePath(running, shape, spin_ms=1000.0),
     "http-unix": lambda running, shape: HttpPath(
         UnixConnection(Path(running.socket), timeout=_TIMEOUT_S), running.bundle, shape
     ),

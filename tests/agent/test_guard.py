@@ -94,6 +94,16 @@ def test_an_engine_that_fails_once_is_back_after_a_second(events, backend, image
     assert names(seen).count("engine_failed") == 1
 
 
+@pytest.mark.parametrize(("value", "quarantined"), [(1e7, 0), (1.0, 1)])
+def test_an_engine_that_huge_values_may_have_overflowed_goes_on_answering(events, backend, images, value, quarantined):
+    agent, _ = events()
+    agent.infer(images, subnet="s75")
+    backend.broken_once.add("s100")
+    answer = agent.infer(images[:1] * np.float32(value))
+    assert answer.subnet != "s100" and "answered instead" in answer.reason
+    assert sum(engine.quarantined_s > 0 for engine in agent.status().engines) == quarantined
+
+
 def test_a_poisonous_batch_is_blamed_on_its_sender_and_quarantines_nobody(events, images):
     agent, _ = events()
     for name in ("s25", "s50", "s75"):

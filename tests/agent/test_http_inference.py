@@ -419,3 +419,14 @@ def test_regions_that_do_not_fit_are_refused_before_anything_is_computed(http, i
     reply = http.post(INFER, ask(ONE, outputs=[{"name": "logits", "parameters": parameters}]))
     assert reply.status == 400 and "shorter" in reply.error and path.read_bytes() == b""
     http.post("/v2/systemsharedmemory/unregister")
+
+
+@pytest.mark.parametrize("where", ["shape", "id", "name"])
+def test_half_a_character_is_refused_wherever_it_stands(http, where):
+    body = ask(ONE)
+    (body if where == "id" else body["inputs"][0])[where] = "HALF"
+    text = json.dumps(body).replace("HALF", "\\ud83e")
+    reply = http.post(INFER, text.encode())
+    assert reply.status == 400 and "not JSON" in reply.error
+    whole = json.dumps(ask(ONE, id="HALF")).replace("HALF", "\\ud83e\\udd80")
+    assert json.loads(http.post(INFER, whole.encode()).body)["id"] == "\U0001f980"
