@@ -12,6 +12,9 @@
 * :mod:`agent.front_doors`, ``model``, ``statistics``, ``regions``, ``access``: what all ways in have in common.
 * :mod:`agent.http_server`, ``http_*``, ``protocol``, ``server``: Open Inference Protocol v2 and control over HTTP.
 * :mod:`agent.grpc_front`, ``grpc_*``: the same protocol over gRPC.
+* :mod:`agent.native`, ``native_connection``, ``native_requests``, ``memfd``, ``wire``: the native path, for neighbours.
+* :mod:`agent.client`, ``client_session``, ``client_link``, ``client_memory``: its other side, for programs that ask;
+  ``control_client``: for the commands.
 * :mod:`agent.config`, ``quantities``, ``lifecycle``, ``service``: configuration and life as a daemon.
 
 Knows nothing of training, calibrating or simulating, and needs no torch.
