@@ -4,7 +4,7 @@ Four parts, in one process and one run:
 
 1. *Load*: clients ask without a pause while the agent switches ``--switches`` times, spread over ``--seconds``. Every
    answer's logits are compared with those that the subnet it names gave for that image alone, beforehand. From the
-   policy's decision to the effect: until the next request would be answered by the other engine.
+   policy's decision to the effect: until the other engine is current, and answers whoever is next.
 2. *Switching*: one client, nothing else; the first answer after a switch and those that follow, and in turns with it
    the same changes between the same engines asked directly, without an agent. Their ratio is what the agent adds.
 3. *After a pause*: the same, with a pause before each answer, in which an agent may touch the engine it has switched
@@ -34,7 +34,7 @@ from common import known_bundle, provenance
 from ladder import Steered, known_images, quick_table
 
 from agent import Agent
-from agent.values import Event
+from agent.pool import Active
 from backends.base import Batch, CompileRequest, Engine
 from backends.openvino import OpenVINOBackend
 from calibration.statistics import positive_interval
@@ -149,9 +149,12 @@ def _under_load(setting: _Setting, logits: Mapping[str, Batch], options: argpars
     stop = threading.Event()
     tallies = [_Client() for _ in range(options.clients)]
 
-    def told(event: Event) -> None:
-        if event.name == "switch":
-            effects.append((time.perf_counter_ns() - policy.decided_ns) / 1e3)
+    pool = agent._pool
+    touch = pool.on_current
+
+    def changed(active: Active) -> None:  # called right after another engine has become current
+        effects.append((time.perf_counter_ns() - policy.decided_ns) / 1e3)
+        touch(active)
 
     def client(mine: _Client, seed: int) -> None:
         random = np.random.Generator(np.random.PCG64(seed))
@@ -165,7 +168,7 @@ def _under_load(setting: _Setting, logits: Mapping[str, Batch], options: argpars
             mine.last = answer.subnet
             mine.wrong += not np.allclose(answer.logits[0], logits[answer.subnet][place], rtol=1e-3, atol=tolerance)
 
-    agent.on_event(told)
+    pool.on_current = changed
     before = agent.status().counters
     threads = [threading.Thread(target=client, args=(mine, seed)) for seed, mine in enumerate(tallies)]
     random = np.random.Generator(np.random.PCG64(1))
