@@ -116,4 +116,7 @@ def _notes(table: Table, drawn: Sequence[float | None], net_known: bool) -> list
             if unknown < len(drawn)
             else "the table knows no idle power: total energy and heat are unknown"
         )
+    modelled = dict.fromkeys(row.energy_source for row in table.rows if row.energy_source.startswith("modelled"))
+    if modelled and any(value is not None for value in drawn):
+        notes.append(f"energies and powers follow from the table's, which are {', '.join(modelled)} and not measured")
     return notes

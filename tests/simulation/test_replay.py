@@ -1,5 +1,6 @@
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -88,6 +89,14 @@ def test_unknown_energy_stays_unknown_and_is_said(make_table, row, always, make_
     assert outcome.energy_j is None and outcome.net_energy_j is None and outcome.peak_temperature_c is None
     assert outcome.timeline.power_w is None
     assert len(outcome.notes) == 2 and "no energy for 1 of 1" in outcome.notes[0]
+
+
+@pytest.mark.parametrize("source", ["modelled:spec-curve", "rapl-package"])
+def test_energies_from_a_modelled_table_are_called_so(make_table, row, always, make_trace, source):
+    table = make_table(msgspec.structs.replace(row("s50", 100.0, 0.8, 0.1), energy_source=source))
+    outcome = simulate(table, make_trace([0.1], 4.0), always(SMALL), Goals(), Plant.for_table(table, None))
+    assert outcome.energy_j > 0
+    assert any("modelled:spec-curve" in note for note in outcome.notes) == source.startswith("modelled")
 
 
 def test_without_idle_power_the_battery_drains_by_what_answering_draws(make_table, row, always, make_trace):
