@@ -208,8 +208,10 @@ def _alternatives(rows: list[dict[str, Any]], percentile: float) -> Any:
             _figure(None if row["energy_j"] is None else 1e3 * row["energy_j"]),
             against,
         )
-    if len(shown) < len(rows):
-        table.caption = f"{len(rows) - len(shown)} more in --json"
+    sources = dict.fromkeys(row["energy_source"] for row in shown if row["energy_j"] is not None)
+    hints = [f"W and mJ: {', '.join(sources)}"] if sources else []  # a modelled figure says that it is one
+    hints += [f"{len(rows) - len(shown)} more in --json"] if len(shown) < len(rows) else []
+    table.caption = "; ".join(hints) or None
     return table
 
 

@@ -129,6 +129,7 @@ def test_explain_tells_what_was_decided_what_answered_and_what_else_there_was(da
     text = gearshift("explain")
     assert "applied     s25@openvino:f32:b1: dry run" in text
     assert "s75" in text and "5.00 points less accurate" in text
+    assert "W and mJ: rapl-package" in text
 
 
 def test_explain_at_a_time_asks_the_memory_first(daemon, gearshift):
