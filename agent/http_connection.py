@@ -119,7 +119,8 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It has taken them."""
         self.writable.set()
-        self.deadline_s = math.inf
+        if not self._deaf:  # else it is about to close, and has its time for that
+            self.deadline_s = math.inf
         self._next()
 
     # -- what the parser calls
@@ -135,10 +136,11 @@ class Connection(asyncio.Protocol):
         self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header, or one of those after a chunked body."""
+        """One header, or one of those after a chunked body: these are dropped, they come too late to be looked at."""
         self._count_head(len(name) + len(value) + 4)
-        if not self._deaf:
-            request, name = self._arriving, name.lower()
+        request = self._arriving
+        if not self._deaf and not request.method:
+            name = name.lower()
             if name == b"host" and name in request.named:
                 self._refuse(400, "the request has two Host headers")
             request.named[name] = value
@@ -205,7 +207,8 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Closes it after what is written already."""
         self._deaf = True
-        self.deadline_s = self.loop.time() + _LINGER_S
+        unwritten = self.transport.get_write_buffer_size()
+        self.deadline_s = self.loop.time() + (self.shared.limits.read_timeout_s if unwritten else _LINGER_S)
         self.transport.close()
 
     def shutdown(self) -> None:

@@ -36,9 +36,15 @@ class Shared:
         self._held_bytes = 0
 
     def admit(self, connection: Connection) -> bool:
-        """Whether there is room for a new connection; the one that has idled longest makes room."""
-        if len(self.connections) >= self.limits.max_connections:
-            idle = [other for other in self.connections if other.idle]
+        """Whether there is room for a new connection; the one that has idled longest makes room.
+
+        Other machines have three quarters of the places, so that this one's own programs always find some.
+        """
+        most, rivals = self.limits.max_connections, list(self.connections)
+        if connection.public and len(rivals) < most:
+            most, rivals = max(1, most * 3 // 4), [other for other in rivals if other.public]
+        if len(rivals) >= most:
+            idle = [other for other in rivals if other.idle]
             if not idle:
                 return False
             min(idle, key=lambda other: other.deadline_s).close()

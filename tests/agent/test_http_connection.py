@@ -138,7 +138,7 @@ def test_a_chunked_body_is_read_and_limited(connect):
     stream, body = connect(max_body_bytes=1000), inference(1.0)
     head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:50], body[50:]))
-    stream.send(head + chunks + b"0\r\nTrailer: x\r\n\r\n")
+    stream.send(head + chunks + b"0\r\nContent-Encoding: br\r\nHost: elsewhere\r\n\r\n")  # too late to count
     assert first_logit(stream.reply()) == 64
     stream.send(head + b"1f4\r\n" + b"x" * 500 + b"\r\n" + b"1f5\r\n" + b"x" * 501)
     reply = stream.reply()
@@ -329,6 +329,25 @@ def test_over_the_limit_of_connections_in_use_a_new_one_is_503(connect, backend)
     assert first_logit(first.reply()) == 64
     second.send(GET[20:])
     assert second.reply()[0] == 200
+
+
+def test_other_machines_leave_places_for_this_ones_own_programs(agent):
+    from agent.access import Access
+    from agent.http_connection import Connection
+    from agent.http_inference import Inference, Limits
+    from agent.http_shared import Shared
+    from agent.model import ServedModel
+    from agent.regions import Regions
+    from agent.statistics import ServingStatistics
+
+    class Busy(Connection):
+        idle = False
+
+    model, limits = ServedModel(agent), Limits(max_connections=4)
+    inference = Inference(model, Regions(enabled=False), ServingStatistics(model.name, model.versions), limits)
+    shared = Shared(inference, None, Access(), limits)
+    admitted = [shared.admit(Busy(shared, public, None)) for public in (True, True, True, True, False, False)]
+    assert admitted == [True, True, True, False, True, False]
 
 
 def test_all_requests_together_hold_no_more_memory_than_allowed(connect):
