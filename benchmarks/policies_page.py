@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ def _scenarios(arena: dict[str, Any]) -> str:
 
 
 def _promises(arena: dict[str, Any]) -> str:
-    words = {
+    words: dict[str, tuple[str, Callable[[Any], str]]] = {
         "regret_median": ("regret on the median scenario", _percent),
         "regret_worst": ("regret on the worst scenario", _percent),
         "runs_with_a_broken_limit": ("runs with a broken limit", str),
