@@ -54,7 +54,7 @@ class Rescue:
         the batch, those that also fail a blank one are quarantined; if none does, the batch is at fault.
 
         Raises:
-            InputError: several engines fail on this batch and none on a blank one.
+            InputError: several engines fail on this batch and none on a blank one; one is enough where values are huge.
             EngineError: no engine answers.
             Abandoned: another engine hung as well.
         """
@@ -85,7 +85,7 @@ class Rescue:
                 failures[key] = active, another
                 broken = self._drop_if_broken(active, watched) or broken
                 continue
-            overflows = not np.all(np.abs(batch) <= _LARGEST_PIXEL)
+            overflows = _may_overflow(batch)
             for bad, (active_then, why) in failures.items():
                 if isinstance(why, Retired):
                     continue
@@ -97,7 +97,7 @@ class Rescue:
             self.rescued += 1
             self._apply()
             return active, logits
-        return self._give_up(failed, failures, watched)
+        return self._give_up(request, failed, failures, watched)
 
     def _drop_if_broken(self, active: Active, watched: Watched) -> bool:
         """Takes an engine that fails a blank batch too out of memory: another may need the room."""
@@ -107,7 +107,7 @@ class Rescue:
         return True
 
     def _give_up(
-        self, failed: Active, failures: Mapping[EngineKey, tuple[Active, Exception]], watched: Watched
+        self, request: Request, failed: Active, failures: Mapping[EngineKey, tuple[Active, Exception]], watched: Watched
     ) -> tuple[Active, Batch]:
         bad = {
             key: why for key, (active, why) in failures.items() if watched(active, active.resident.probe) is not None
@@ -122,6 +122,12 @@ class Rescue:
                 self._guard.note(key, why)
         self._apply()
         causes = "; ".join(dict.fromkeys(str(why) for _, why in failures.values()))
-        if not bad and len(failures) > 1:
-            raise InputError(f"{len(failures)} engines fail on this batch and on no other: check its values ({causes})")
+        if not bad and (len(failures) > 1 or _may_overflow(request.batch)):
+            count = f"{len(failures)} engines fail" if len(failures) > 1 else "the engine fails"
+            raise InputError(f"{count} on this batch and on no other: check its values ({causes})")
         raise EngineError(f"no engine could answer, {failed.point} and {len(failures) - 1} others failed: {causes}")
+
+
+def _may_overflow(batch: Batch) -> bool:
+    """Whether values are so large that an engine may not be to blame for NaN."""
+    return not np.all(np.abs(batch) <= _LARGEST_PIXEL)

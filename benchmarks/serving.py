@@ -77,7 +77,7 @@ class Rig:
         took_ms = statistics.median(_timed(lambda: engine.infer(batch)) for _ in range(30)) / 1e3
         engine.close()
         table = plain_table(case.bundle, {case.subnet: took_ms})
-        self.live = LiveAgent(folder, case.bundle, table, serve={"max_connections": 256})
+        self.live = LiveAgent(folder, case.bundle, table, serve={"max_connections": 256, "idle_timeout": "1h"})
         policy = registry.create("largest", Goals(), {})
         self.inside = Agent(
             case.bundle, table, backends={"openvino": backend}, policy=policy, goals=Goals(), sensors=None

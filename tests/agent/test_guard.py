@@ -111,6 +111,8 @@ def test_a_poisonous_batch_is_blamed_on_its_sender_and_quarantines_nobody(events
     poison = np.full((1, 1, 4, 4), 1e35, np.float32)
     with pytest.raises(InputError, match="check its values"):
         agent.infer(poison)
+    with pytest.raises(InputError, match="the engine fails on this batch and on no other"):
+        agent.infer(poison, subnet="s50")  # no other engine may be asked
     assert agent.infer(images).subnet == "s100"
     assert all(engine.quarantined_s == 0 for engine in agent.status().engines)
 
