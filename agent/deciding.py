@@ -56,8 +56,9 @@ class Deciding:
 
     def replace(self, policy: Policy) -> None:
         """Asks another policy from now on; a thread that is still in the old one is left behind."""
-        self._errand.dismiss()
-        self._errand = Errand("gearshift-policy")
+        if self._errand.busy:
+            self._errand.dismiss()
+            self._errand = Errand("gearshift-policy")
         self.policy, self._table, self._before, self._told = policy, None, None, ""
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ Three parts, one after the other, on one device with one journal and one state f
 1. *Faults*, until ``--minutes`` are over: clients ask in bursts and are killed; engines fail, hang and dawdle, sensors
    fail, lie, hang and freeze, the policy fails and dawdles, the disk is full, the wall clock is set, a hard limit is
    reached; holds come and go, the configuration is reloaded, sound and unsound. Each fault must show in ``explain``.
-2. *Memory*, measured in part 1 once engines have hung, each of which costs the memory of one.
+2. *Memory*, measured in part 1 once engines have hung and been loaded anew: each of these costs the memory of one.
 3. *Kills*: ``--kills`` times SIGKILL at a random moment, while starting or while answering; each time the hold, the
    time until which the battery must last, and the policy's state must be there again.
 
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from common import provenance
-from soak_agent import SHORTENED, Faults
+from soak_agent import PLATEAU_S, SHORTENED, Faults
 from soak_device import Crowd, Device, Memory, references
 
 from backends.openvino import OpenVINOBackend
@@ -89,13 +89,14 @@ class Soak:
     def run(self, ends_s: float) -> None:
         """Every kind of fault once, then at random until ``ends_s`` (monotonic)."""
         kinds = list(self._kinds())
-        hangs = [fault for fault in kinds if fault.name.startswith("engine hangs")]
+        first = [fault for fault in kinds if fault.name.startswith("engine")]  # hangs, then failures
         lasting = [fault for fault in kinds if fault.name in ("sensor freezes", "table drifts")]
-        brief = [fault for fault in kinds if fault not in hangs + lasting]
-        for fault in hangs:
+        brief = [fault for fault in kinds if fault not in lasting and not fault.name.startswith("engine hangs")]
+        for fault in first:
             self.suffer(fault)
+        self.live(30.0)  # until the last one is loaded again
         self.memory_since_s = time.monotonic()
-        for fault in brief + lasting:
+        for fault in [fault for fault in kinds if fault not in first]:
             self.suffer(fault)
         while time.monotonic() < ends_s:
             self.live(self.random.uniform(2.0, 8.0))
@@ -189,7 +190,7 @@ class Soak:
         yield Fault("disk full", device.fill_disk, device.free_disk, r"^journal stopped: .*too large", lasts_s=12.0)
         yield set_clock(86_400.0)
         yield set_clock(-86_400.0 * 365)
-        frozen_s = SHORTENED["agent.frozen.FROZEN_S"] + 150.0
+        frozen_s = SHORTENED["agent.frozen.FROZEN_S"] + 3.0 * PLATEAU_S
         freezes = r"^frozen, taken as unknown: temperature_c"
         yield switched("sensor freezes", freezes, within_s=frozen_s, sensor="frozen")
         drift_s = SHORTENED["agent.drift.LONG_S"] + 150.0

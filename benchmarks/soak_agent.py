@@ -29,6 +29,8 @@ from subnets.errors import EngineError
 SHORTENED = {"agent.drift.LONG_S": 150.0, "agent.frozen.FROZEN_S": 130.0}
 CAPACITY_J = 360_000.0  # of the simulated battery
 DRAWN_W = 6.0
+DAWDLES = 8.0  # times as long: beyond the interval of a table that was calibrated on a busy machine
+PLATEAU_S = 120  # of the drawn power: one whole minute, as frozen sensors are judged by, lies in it at any phase
 
 
 class Faults(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -108,7 +110,7 @@ def faulty_backends(switch: Switch) -> None:
             began_s = time.perf_counter()
             logits = answer(batch)
             if wrong == "dawdles":
-                until_s = began_s + 1.8 * (time.perf_counter() - began_s)
+                until_s = began_s + DAWDLES * (time.perf_counter() - began_s)
                 while time.perf_counter() < until_s:
                     pass
             return logits
@@ -150,8 +152,8 @@ def faulty_sensors(switch: Switch) -> None:
         def read(self) -> tuple[Reading, ...]:
             used_s = max(0.0, time.time() - switch.now().began_unix_s)
             charge = max(0.2, 1.0 - used_s * DRAWN_W / CAPACITY_J)
-            minute = int(time.monotonic() // 60) % 2  # busy and idle by turns, so that a frozen thermometer shows
-            power_w = DRAWN_W * (0.5 + minute) + 0.001 * (time.monotonic_ns() % 89)
+            busy = int(time.monotonic() // PLATEAU_S) % 2  # and idle by turns, so that a frozen thermometer shows
+            power_w = DRAWN_W * (0.5 + busy) + 0.001 * (time.monotonic_ns() % 89)
             return (
                 known("battery_charge", charge, self.name),
                 known("battery_energy_j", charge * CAPACITY_J, self.name),

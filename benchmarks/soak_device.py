@@ -260,7 +260,7 @@ class Memory:
         self._stop.set()
         self._thread.join()
 
-    def growth(self, since_s: float, *, anonymous: bool, block_s: float = 30.0) -> dict[str, float]:
+    def growth(self, since_s: float, *, anonymous: bool, block_s: float = 30.0) -> dict[str, Any]:
         """MB per hour since then, with the 95 % interval of a straight line through means of half a minute.
 
         Samples that follow each other are alike; means of blocks hardly are.
@@ -285,6 +285,7 @@ class Memory:
             "last_mb": float(used[-1]),
             "blocks": len(means),
             "seconds": float(means[-1, 0] - means[0, 0]),
+            "mb": [round(float(one), 2) for one in used],
         }
 
     def _run(self) -> None:
