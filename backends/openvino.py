@@ -128,32 +128,32 @@ class OpenVINOEngine(Engine):
         try:
             if batch is not self._reads:
                 self._take(batch, buffer)
-            # Looked at before, not concluded from the answer: a ReLU turns NaN into 0.
-            if not all_finite(self._flat):
-                raise requests.not_finite()
             request.infer(share_outputs=True)
         except RuntimeError as error:
             raise EngineError(f"subnet '{self.artifact.request.subnet}' failed: {_cause(error)}") from None
+        # Both are looked at, since a ReLU turns NaN into 0; and both now, since an inference leaves neither data nor
+        # code in the nearest caches: fetching the check's own is paid for once.
+        if not all_finite(self._flat):
+            raise requests.not_finite()
         if not all_finite(buffer.flat_output):
             raise EngineError(f"subnet '{self.artifact.request.subnet}' answered with NaN or infinity")
         return buffer.output.copy()
 
     def _take(self, batch: Batch, buffer: _Buffer) -> None:
         """Makes the request read ``batch``, in place or from a copy, and write to ``buffer``."""
-        flags = batch.flags
-        if buffer.copies or not (flags.c_contiguous and flags.aligned and flags.writeable):
-            np.copyto(buffer.input, batch)
-            self._bind(buffer.input, buffer.input_tensor)
+        if buffer.copies or not _can_be_shared(batch):
+            buffer.input[...] = batch
+            if buffer.input is not self._reads:
+                self._bind(buffer.input, buffer.input_tensor)
         else:
-            self._bind(batch, None)
+            self._bind(batch, self._ov.Tensor(batch, shared_memory=True))
         if buffer.output is not self._writes:
             self._request.set_output_tensor(buffer.output_tensor)
             self._writes = buffer.output
 
     def _bind(self, array: Batch, tensor: Any) -> None:
-        if array is not self._reads:
-            self._request.set_input_tensor(tensor or self._ov.Tensor(array, shared_memory=True))
-            self._reads, self._flat = array, array.reshape(-1)
+        self._request.set_input_tensor(tensor)
+        self._reads, self._flat = array, array.reshape(-1)
 
     @property
     def memory_bytes(self) -> int | None:
@@ -180,6 +180,11 @@ class _Buffer:
         self.input_tensor = ov.Tensor(self.input, shared_memory=True)
         self.output_tensor = ov.Tensor(self.output, shared_memory=True)
         self.copies = self.input.nbytes <= _COPIED_BYTES
+
+
+def _can_be_shared(batch: Batch) -> bool:
+    flags = batch.flags
+    return flags.c_contiguous and flags.aligned and flags.writeable
 
 
 def _options(request: CompileRequest) -> dict[str, Any]:

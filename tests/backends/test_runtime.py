@@ -79,6 +79,14 @@ def test_finite_means_what_numpy_says(values, zeros):
     assert all_finite(np.concatenate([values, np.zeros(zeros, np.float32)])) == bool(np.isfinite(values).all())
 
 
+@pytest.mark.parametrize("count", [9, 10**4])
+def test_large_values_are_finite_in_a_program_that_makes_errors_of_overflows_too(count):
+    with np.errstate(all="raise"):
+        assert all_finite(np.full(count, 1e30, np.float32))
+        assert not all_finite(np.array([1e30] * count + [np.inf, -np.inf], np.float32))
+        assert not all_finite(np.array([1e30] * count + [np.nan], np.float32))
+
+
 def test_backends_are_made_by_name_and_near_misses_are_named(tmp_path):
     assert [backend.name for backend in backends.all_backends(tmp_path)] == list(backends.NAMES)
     with pytest.raises(InputError, match="did you mean 'openvino'"):
