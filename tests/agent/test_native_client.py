@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -65,10 +64,8 @@ def test_a_buffer_is_read_where_it_is_and_can_be_filled_again(client, images, he
     assert held > 0
     for _ in range(50):
         client.infer(buffer)
-    deadline = time.monotonic() + 10
-    while server.memory_bytes > held:  # what was copied is given back just after the reply
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    # A request that comes before the last one's copy is given back has one of its own; both are kept for later.
+    assert server.memory_bytes <= held + buffer.nbytes
 
 
 def test_parts_of_a_buffer_are_batches_too(client, images, helpers):
