@@ -3,7 +3,8 @@
 ============  ==============================================================================================
 native        :class:`agent.client.Client` with a buffer in shared memory
 native-spin   the same, looking for the answer instead of sleeping until it comes (``spin_ms``)
-http-unix     the standard library's ``http.client`` on the Unix socket, binary tensors both ways
+http-unix     a plain socket: the head is made once and written with the tensor, of the reply's head the two lengths
+              are looked for; binary tensors both ways (the standard library's ``http.client`` takes twice as long)
 http-tcp      the same on TCP
 grpc-unix     ``tritonclient.grpc`` on the Unix socket
 grpc-tcp      the same on TCP
@@ -14,21 +15,19 @@ Each has ``batch``, an array to write the images into, and ``ask()``, which give
 
 from __future__ import annotations
 
-import http.client
 import json
+import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.client import Client, UnixConnection
+from agent.client import Client
 from agent.lifecycle import RunningAgent
 
 Batch = NDArray[np.float32]
 _TIMEOUT_S = 60.0
-_HEAD = "Inference-Header-Content-Length"
 
 
 class NativePath:
@@ -51,28 +50,65 @@ class NativePath:
 class HttpPath:
     """Open Inference Protocol over HTTP with the binary extension."""
 
-    def __init__(self, connection: http.client.HTTPConnection, model: str, shape: tuple[int, int, int]) -> None:
+    def __init__(self, connection: socket.socket, model: str, shape: tuple[int, int, int]) -> None:
         self.batch: Batch = np.empty((1, *shape), np.float32)
-        self._connection, self._path = connection, f"/v2/models/{model}/infer"
+        self._socket = connection
         size = {"binary_data_size": self.batch.nbytes}
         tensor = {"name": "input", "shape": list(self.batch.shape), "datatype": "FP32", "parameters": size}
-        self._head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-        self._headers = {_HEAD: str(len(self._head))}
+        document = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+        lines = [
+            f"POST /v2/models/{model}/infer HTTP/1.1",
+            "Host: localhost",
+            f"Content-Length: {len(document) + self.batch.nbytes}",
+            f"Inference-Header-Content-Length: {len(document)}",
+        ]
+        self._head = "\r\n".join([*lines, "", ""]).encode() + document
 
     def ask(self) -> Batch:
         """The logits of ``batch``."""
-        self._connection.request("POST", self._path, self._head + self.batch.tobytes(), self._headers)
-        reply = self._connection.getresponse()
-        body = reply.read()
-        if reply.status != 200:
-            raise RuntimeError(body.decode())
-        length = int(reply.headers[_HEAD])
-        shape = json.loads(body[:length])["outputs"][0]["shape"]
-        return np.frombuffer(body, np.float32, offset=length).reshape(shape)
+        rest = memoryview(self.batch).cast("B")
+        sent = self._socket.sendmsg([self._head, rest])
+        if sent < len(self._head) + len(rest):
+            self._socket.sendall(rest[sent - len(self._head) :])
+        reply = self._socket.recv(65536)
+        while (end := reply.find(b"\r\n\r\n")) < 0:
+            reply += self._more()
+        head = reply[:end].lower()
+        length = _number(head, b"\r\ncontent-length:")
+        while len(reply) < end + 4 + length:
+            reply += self._more()
+        if not reply.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(reply.decode("utf-8", "replace"))
+        start = end + 4 + _number(head, b"\r\ninference-header-content-length:")
+        shape = json.loads(reply[end + 4 : start])["outputs"][0]["shape"]
+        return np.frombuffer(reply, np.float32, offset=start).reshape(shape)
 
     def close(self) -> None:
         """Ends the connection."""
-        self._connection.close()
+        self._socket.close()
+
+    def _more(self) -> bytes:
+        part = self._socket.recv(65536)
+        if not part:
+            raise RuntimeError("the agent has closed the connection")
+        return part
+
+
+def _number(head: bytes, name: bytes) -> int:
+    start = head.index(name) + len(name)
+    return int(head[start:].partition(b"\r\n")[0])
+
+
+def _http_unix(running: RunningAgent, shape: tuple[int, int, int]) -> HttpPath:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(running.socket)
+    return HttpPath(connection, running.bundle, shape)
+
+
+def _http_tcp(running: RunningAgent, shape: tuple[int, int, int]) -> HttpPath:
+    connection = socket.create_connection((running.host, running.port))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return HttpPath(connection, running.bundle, shape)
 
 
 class GrpcPath:
@@ -99,12 +135,8 @@ class GrpcPath:
 _OPENERS: dict[str, Callable[[RunningAgent, tuple[int, int, int]], Any]] = {
     "native": NativePath,
     "native-spin": lambda running, shape: NativePath(running, shape, spin_ms=1000.0),
-    "http-unix": lambda running, shape: HttpPath(
-        UnixConnection(Path(running.socket), timeout=_TIMEOUT_S), running.bundle, shape
-    ),
-    "http-tcp": lambda running, shape: HttpPath(
-        http.client.HTTPConnection(running.host, running.port, timeout=_TIMEOUT_S), running.bundle, shape
-    ),
+    "http-unix": _http_unix,
+    "http-tcp": _http_tcp,
     "grpc-unix": lambda running, shape: GrpcPath(f"unix:{running.grpc_socket}", running.bundle, shape),
     "grpc-tcp": lambda running, shape: GrpcPath(f"{running.host}:{running.grpc_port}", running.bundle, shape),
 }

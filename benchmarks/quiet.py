@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import psutil
 
 T = TypeVar("T")
 
@@ -29,10 +31,12 @@ class Quiet:
 
     Args:
         patience_s: how long to wait and repeat, over all rounds together.
+        companions: ids of running processes that belong to the measurement: their time is not that of others.
     """
 
-    def __init__(self, patience_s: float) -> None:
+    def __init__(self, patience_s: float, companions: Sequence[int] = ()) -> None:
         self._ends_s = time.monotonic() + patience_s
+        self._companions = [psutil.Process(pid) for pid in companions]
         self.kept = self.disturbed = self.repeated = 0
 
     def rounds(self, count: int, measure: Callable[[int], T]) -> list[T]:
@@ -51,7 +55,7 @@ class Quiet:
     def _round(self, number: int, measure: Callable[[int], T]) -> T:
         while True:
             self._wait()
-            watch = _Others()
+            watch = _Others(self._companions)
             result = measure(number)
             if watch.share() <= LIMIT:
                 self.kept += 1
@@ -63,22 +67,28 @@ class Quiet:
 
     def _wait(self) -> None:
         while time.monotonic() < self._ends_s:
-            watch = _Others()
+            watch = _Others(self._companions)
             time.sleep(_LOOK_S)
             if watch.share() <= LIMIT:
                 return
 
 
 class _Others:
-    """Processor seconds that neither this process nor its finished children used, since it was made."""
+    """Processor seconds that neither this process, nor its finished children, nor its companions used, since it was
+    made."""
 
-    def __init__(self) -> None:
-        self._began = time.monotonic(), _busy_s() - _own_s()
+    def __init__(self, companions: Sequence[psutil.Process]) -> None:
+        self._companions = companions
+        self._began = time.monotonic(), self._used_s()
 
     def share(self) -> float:
         """As a share of one processor; 0 where the kernel keeps no accounts."""
-        now_s, others_s = time.monotonic(), _busy_s() - _own_s()
+        now_s, others_s = time.monotonic(), self._used_s()
         return max(0.0, others_s - self._began[1]) / max(1e-6, now_s - self._began[0])
+
+    def _used_s(self) -> float:
+        times = [companion.cpu_times() for companion in self._companions]
+        return _busy_s() - _own_s() - sum(used.user + used.system for used in times)
 
 
 def _busy_s() -> float:

@@ -16,6 +16,7 @@ waking up a sleeping core, twice. The difference between it and ``native`` is th
 With eight clients, each a process that asks again as soon as it is answered, the figure is answers a second over what
 the bare engine gives in a loop of one thread. Clients and agent share the machine's cores, so the clients' own work
 counts as the ways' cost: that is how it is on a device.
+Rounds that other work on the machine disturbed are measured again, as long as the patience lasts.
 
     python benchmarks/serving.py > serving.json
 """
@@ -40,6 +41,7 @@ import numpy as np
 from common import RESNET18_SHARES, ROOT, difference, provenance, random_bundle
 from live import LiveAgent, has_grpc, plain_table
 from paths import NAMES, open_path
+from quiet import Quiet
 
 from agent import Agent
 from agent.lifecycle import RunningAgent
@@ -126,11 +128,19 @@ class Rig:
             return batch, lambda: self.engine.infer(batch)
         return batch, lambda: self.inside.infer(batch)
 
-    def together(self, name: str, seconds: float) -> list[list[float]]:
-        """Microseconds of every answer that each of the eight clients got."""
+    def together(self, name: str, seconds: float) -> tuple[list[float], float]:
+        """(microseconds of every answer that the eight got, seconds from the first request to the last answer)."""
+        begin = time.perf_counter() + 0.05
         for _, pipe in self._workers:
-            pipe.send((name, seconds))
-        return [pipe.recv() for _, pipe in self._workers]
+            pipe.send((name, begin, seconds))
+        got = [pipe.recv() for _, pipe in self._workers]
+        return [value for took, _ in got for value in took], max(ended for _, ended in got) - begin
+
+    @property
+    def companions(self) -> list[int]:
+        """The processes that belong to the measurement."""
+        floor = self._paths["floor"]
+        return [self.live.running.pid, floor.pid, *(worker.pid for worker, _ in self._workers)]
 
 
 class Floor:
@@ -152,6 +162,7 @@ class Floor:
         listener.listen(1)
         self._process = context.Process(target=_floor, args=(artifact, memory, path), daemon=True)
         self._process.start()
+        self.pid = int(self._process.pid)
         self._socket, _ = listener.accept()
         listener.close()
         self._frame = bytearray(65536)
@@ -186,6 +197,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="per round and way, one client")
     parser.add_argument("--rounds-together", type=int, default=8)
     parser.add_argument("--seconds-together", type=float, default=1.5, help="per round and way, eight clients")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for a quiet machine, per subnet")
     parser.add_argument("--network", action="append", choices=["resnet20", "resnet18"], help="both by default")
     options = parser.parse_args()
     if min(options.rounds, options.rounds_together) < 2:
@@ -193,18 +205,24 @@ def main() -> None:
     names = [name for name in NAMES if has_grpc() or not name.startswith("grpc")]
     overheads: list[dict[str, Any]] = []
     throughputs: list[dict[str, Any]] = []
+    quiets: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for case in _cases(options.network or ["resnet20", "resnet18"], Path(folder)):
             with Rig(case, Path(folder) / f"{case.network}-{case.subnet}", names) as rig:
-                overheads += _alone(rig, ["bare", "in-process", "floor", *names], options.rounds, options.seconds)
+                quiet = Quiet(options.patience, rig.companions)
+                overheads += _alone(
+                    rig, quiet, ["bare", "in-process", "floor", *names], options.rounds, options.seconds
+                )
                 # Eight that look instead of sleep would only take the cores from the engine.
                 sleeping = [name for name in names if name != "native-spin"]
-                throughputs += _together(rig, sleeping, options.rounds_together, options.seconds_together)
+                throughputs += _together(rig, quiet, sleeping, options.rounds_together, options.seconds_together)
+                quiets.append({"network": case.network, "subnet": case.subnet, **quiet.told()})
     document = {
         "what": "microseconds from asking to the logits, batch 1, one engine thread; overhead = a way's median minus "
         "the bare engine's of the same round; with eight clients, answers a second over the bare engine's in a loop",
         "overheads": overheads,
         "throughputs": throughputs,
+        "quiet": quiets,
         "bounds": _bounds(overheads, throughputs),
         "skipped": {} if has_grpc() else {"grpc": "the extra gearshift[grpc] or tritonclient is not installed"},
         **provenance(__file__, ("openvino", "starlette", "uvicorn", *(("grpcio", "tritonclient") * has_grpc()))),
@@ -234,17 +252,16 @@ def _timed(ask: Callable[[], Any]) -> float:
     return (time.perf_counter_ns() - before) / 1e3
 
 
-def _block(batch: np.ndarray[Any, Any], ask: Callable[[], Any], seconds: float) -> list[float]:
+def _block(batch: np.ndarray[Any, Any], ask: Callable[[], Any], until: float) -> list[float]:
     """Microseconds of requests in a closed loop; the image is another one each time."""
     took: list[float] = []
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until or len(took) < 3:
+    while time.perf_counter() < until or not took:
         np.negative(batch, out=batch)
         took.append(_timed(ask))
     return took
 
 
-def _alone(rig: Rig, names: list[str], rounds: int, seconds: float) -> list[dict[str, Any]]:
+def _alone(rig: Rig, quiet: Quiet, names: list[str], rounds: int, seconds: float) -> list[dict[str, Any]]:
     """One client: medians, p99 and the overhead of every way."""
     sides = {name: rig.alone(name) for name in names}
     for batch, ask in sides.values():
@@ -253,11 +270,15 @@ def _alone(rig: Rig, names: list[str], rounds: int, seconds: float) -> list[dict
             ask()
     took: dict[str, list[list[float]]] = {name: [] for name in names}
     order, chance = list(names), random.Random(0)
-    for _ in range(rounds):
+
+    def measure(number: int) -> dict[str, list[float]]:
         chance.shuffle(order)
-        for name in order:
-            gc.collect()
-            took[name].append(_block(*sides[name], seconds))
+        gc.collect()
+        return {name: _block(*sides[name], time.perf_counter() + seconds) for name in order}
+
+    for blocks in quiet.rounds(rounds, measure):
+        for name, block in blocks.items():
+            took[name].append(block)
     bare = [statistics.median(block) for block in took["bare"]]
     everything = {name: [value for block in blocks for value in block] for name, blocks in took.items()}
     found = []
@@ -280,18 +301,29 @@ def _alone(rig: Rig, names: list[str], rounds: int, seconds: float) -> list[dict
     return found
 
 
-def _together(rig: Rig, names: list[str], rounds: int, seconds: float) -> list[dict[str, Any]]:
+def _together(rig: Rig, quiet: Quiet, names: list[str], rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Eight clients: answers a second over the bare engine's, and latencies."""
     batch, ask = rig.alone("bare")
     rates: dict[str, list[float]] = {name: [] for name in ("bare", *names)}
     took: dict[str, list[float]] = {name: [] for name in ("bare", *names)}
     order, chance = list(rates), random.Random(1)
-    for _ in range(rounds):
+
+    def measure(number: int) -> dict[str, tuple[list[float], float]]:
         chance.shuffle(order)
+        found = {}
         for name in order:
-            blocks = [_block(batch, ask, seconds)] if name == "bare" else rig.together(name, seconds)
-            rates[name].append(sum(len(block) for block in blocks) / seconds)
-            took[name] += [value for block in blocks for value in block]
+            if name == "bare":
+                began = time.perf_counter()
+                block = _block(batch, ask, began + seconds)
+                found[name] = block, time.perf_counter() - began
+            else:
+                found[name] = rig.together(name, seconds)
+        return found
+
+    for blocks in quiet.rounds(rounds, measure):
+        for name, (block, wall_s) in blocks.items():
+            rates[name].append(len(block) / wall_s)
+            took[name] += block
     found = []
     for name in names:
         ratios = [rate / base for rate, base in zip(rates[name], rates["bare"], strict=True)]
@@ -361,8 +393,10 @@ def _client(pipe: Connection, running: RunningAgent, shape: tuple[int, int, int]
         path.ask()
     pipe.send(True)
     while (told := pipe.recv()) is not None:
-        name, seconds = told
-        pipe.send(_block(paths[name].batch, paths[name].ask, seconds))
+        name, begin, seconds = told
+        time.sleep(max(0.0, begin - time.perf_counter()))
+        took = _block(paths[name].batch, paths[name].ask, begin + seconds)
+        pipe.send((took, time.perf_counter()))
     for path in paths.values():
         path.close()
 
