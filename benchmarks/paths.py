@@ -66,7 +66,7 @@ class HttpPath:
 
     def ask(self) -> Batch:
         """The logits of ``batch``."""
-        rest = memoryview(self.batch).cast("B")
+        rest = self.batch.data.cast("B")
         sent = self._socket.sendmsg([self._head, rest])
         if sent < len(self._head) + len(rest):
             self._socket.sendall(rest[sent - len(self._head) :])

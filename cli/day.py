@@ -38,9 +38,9 @@ from subnets.errors import Busy, EngineError
 CONTROL_PERIOD_S = 0.25
 _LEAD_S = 1.0  # for loading engines, before midnight
 _LIMIT_C = 70.0
-_COOL_C, _HOT_C = 20.0, 40.0
+_COOL_C, _HOT_C = 20.0, 38.0
 _IDLE = 0.2  # idle power of the box over what the largest subnet adds at the usual load
-_BATTERY = 0.8  # of the way from what the smallest subnet draws to what the largest does
+_BATTERY = 0.85  # of the way from what the smallest subnet draws to what the largest does
 _USUAL = 0.4  # load, as a share of what the largest subnet can do
 # A day in half a minute: everything the policy measures in seconds shrinks with it.
 POLICY_OPTIONS = {
@@ -92,7 +92,7 @@ def plan(table: Table, *, duration_s: float, seed: int = 0) -> Day:
     """A day that asks this machine for choices: bursts above what the largest subnet can do, heat, too small a battery.
 
     The box is a scenario: it idles at a fifth of what the largest subnet adds at the usual load, and its battery holds
-    what the smallest subnet would draw over the day and eight tenths of what the largest would draw beyond it. Energies
+    what the smallest subnet would draw over the day and 85 % of what the largest would draw beyond it. Energies
     per answer are the table's.
     """
     rungs = frontier(table.select())
