@@ -16,7 +16,9 @@ INFER = b"/v2/models/tiny/infer"
 LIMITS = {"max_body_bytes": 5000, "max_head_bytes": 1000, "max_json_bytes": 4000, "read_timeout_s": 5.0}
 LAST = b"\r\n\r\nGET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 IMPATIENT_S = 0.1
-few = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(
+    max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +202,8 @@ def test_any_document_and_tensor_is_answered(http, document, rest, told):
     length = {"exact": len(body), "off": len(body) + len(rest) // 2, "none": None}[told]
     head = b"" if length is None else b"Inference-Header-Content-Length: %d\r\n" % length
     replies = exchange(http, post(body + rest, head=head))
-    assert len(replies) == 2, "one for the request, one for what follows"
+    # One for the request and one for what follows, unless the body is so large that the connection ends with it.
+    assert len(replies) == (1 if len(body + rest) > LIMITS["max_body_bytes"] else 2)
     check(replies[0])
 
 
