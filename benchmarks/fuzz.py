@@ -28,7 +28,7 @@ from common import ROOT, provenance
 from fuzz_grpc import GrpcDoor
 from fuzz_http import HttpDoor
 from fuzz_native import NativeDoor
-from live import LiveAgent, has_grpc, plain_table
+from live import LiveAgent, end_on_sigterm, has_grpc, plain_table
 
 from subnets.bundle import Bundle
 
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--only", help="one category, e.g. 'http json'")
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     options = parser.parse_args()
+    end_on_sigterm()
     bundle = Bundle.open(ROOT / "bundles" / "digits")
     # All subnets: an agent with one engine cannot tell a batch that no engine answers from a broken engine.
     table = plain_table(bundle, {name: 0.1 * place for place, name in enumerate(bundle.ladder.names, 1)})

@@ -2,6 +2,7 @@
 
 * :func:`plain_table`: a calibration table of subnets with given latencies.
 * :class:`LiveAgent`: the process, where it listens, and its memory.
+* :func:`end_on_sigterm`: a script that is stopped stops its agent, too.
 
 The table's accuracy is made up (nobody is to choose by it); everything else of the agent is as in production.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +36,11 @@ _PROGRAM = "import cli; cli.main()"
 def has_grpc() -> bool:
     """Whether the extra for gRPC is installed, client and server."""
     return all(importlib.util.find_spec(name) is not None for name in ("grpc", "tritonclient"))
+
+
+def end_on_sigterm() -> None:
+    """Makes SIGTERM end the script by way of its context managers."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def plain_table(bundle: Bundle, latency_ms: Mapping[str, float], *, threads: int = 1) -> Table:
@@ -140,13 +147,11 @@ class LiveAgent:
                     "GEARSHIFT_CACHE": str(self.folder / "cache"),
                 },
             )
-        state = self.folder / "run" / "agent.json"
-        until_s = time.monotonic() + _STARTS_IN_S
-        while not state.exists():
-            if not self.alive or time.monotonic() > until_s:
-                raise SystemExit(f"the agent did not start:\n{self.text}")
-            time.sleep(0.05)
-        self.running = msgspec.json.decode(state.read_bytes(), type=RunningAgent)
+        try:
+            self.running = self._announced()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -156,6 +161,15 @@ class LiveAgent:
                 self._process.wait(30)
             except subprocess.TimeoutExpired:
                 self._process.kill()
+
+    def _announced(self) -> RunningAgent:
+        state = self.folder / "run" / "agent.json"
+        until_s = time.monotonic() + _STARTS_IN_S
+        while not state.exists():
+            if not self.alive or time.monotonic() > until_s:
+                raise SystemExit(f"the agent did not start:\n{self.text}")
+            time.sleep(0.05)
+        return msgspec.json.decode(state.read_bytes(), type=RunningAgent)
 
     @property
     def alive(self) -> bool:

@@ -24,6 +24,7 @@ Rounds that other work on the machine disturbed are measured again, as long as t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import multiprocessing
@@ -39,7 +40,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from common import RESNET18_SHARES, ROOT, difference, provenance, random_bundle
-from live import LiveAgent, has_grpc, plain_table
+from live import LiveAgent, end_on_sigterm, has_grpc, plain_table
 from paths import NAMES, open_path
 from quiet import Quiet
 
@@ -91,32 +92,32 @@ class Rig:
         self._workers: list[tuple[Any, Connection]] = []
 
     def __enter__(self) -> Rig:
-        self.live.__enter__()
-        self.inside.start()
-        active = self.inside._pool.current
-        assert active is not None
-        self.engine = active.resident.engine  # the very one: another would bring weights of its own into the caches
-        self._paths = {name: open_path(name, self.live.running, self.shape) for name in self._names}
-        context = multiprocessing.get_context("spawn")
-        self._paths["floor"] = Floor(context, self._artifact, self._memory)
-        for rank in range(CLIENTS):
-            here, there = context.Pipe()
-            arguments = (there, self.live.running, self.shape, self._names, rank)
-            worker = context.Process(target=_client, args=arguments, daemon=True)
-            worker.start()
-            self._workers.append((worker, here))
-        for _, pipe in self._workers:
-            pipe.recv()
+        with contextlib.ExitStack() as stack:  # what was begun is ended, whatever goes wrong
+            stack.enter_context(self.live)
+            stack.enter_context(self.inside)
+            active = self.inside._pool.current
+            assert active is not None
+            self.engine = active.resident.engine  # the very one: another would bring weights of its own into the caches
+            for name in self._names:
+                self._paths[name] = open_path(name, self.live.running, self.shape)
+                stack.callback(self._paths[name].close)
+            context = multiprocessing.get_context("spawn")
+            self._paths["floor"] = Floor(context, self._artifact, self._memory)
+            stack.callback(self._paths["floor"].close)
+            for rank in range(CLIENTS):
+                here, there = context.Pipe()
+                arguments = (there, self.live.running, self.shape, self._names, rank)
+                worker = context.Process(target=_client, args=arguments, daemon=True)
+                worker.start()
+                stack.callback(worker.terminate)
+                self._workers.append((worker, here))
+            for _, pipe in self._workers:
+                pipe.recv()
+            self._ending = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for worker, pipe in self._workers:
-            pipe.send(None)
-            worker.join(10)
-        for path in self._paths.values():
-            path.close()
-        self.inside.close()
-        self.live.__exit__(*exception)
+        self._ending.close()
 
     def alone(self, name: str) -> tuple[np.ndarray[Any, Any], Callable[[], Any]]:
         """(the array to write images into, what asks) for one client."""
@@ -202,6 +203,7 @@ def main() -> None:
     options = parser.parse_args()
     if min(options.rounds, options.rounds_together) < 2:
         parser.error("--rounds and --rounds-together must be at least 2")
+    end_on_sigterm()
     names = [name for name in NAMES if has_grpc() or not name.startswith("grpc")]
     overheads: list[dict[str, Any]] = []
     throughputs: list[dict[str, Any]] = []
@@ -386,19 +388,17 @@ def _bounds(overheads: list[dict[str, Any]], throughputs: list[dict[str, Any]]) 
 
 
 def _client(pipe: Connection, running: RunningAgent, shape: tuple[int, int, int], names: list[str], rank: int) -> None:
-    """One of the eight: asks as it is told, until it is told None."""
+    """One of the eight: asks as it is told, until it is ended."""
     paths = {name: open_path(name, running, shape) for name in names}
     for path in paths.values():
         path.batch[:] = np.random.default_rng(rank).standard_normal(path.batch.shape).astype(np.float32)
         path.ask()
     pipe.send(True)
-    while (told := pipe.recv()) is not None:
-        name, begin, seconds = told
+    while True:
+        name, begin, seconds = pipe.recv()
         time.sleep(max(0.0, begin - time.perf_counter()))
         took = _block(paths[name].batch, paths[name].ask, begin + seconds)
         pipe.send((took, time.perf_counter()))
-    for path in paths.values():
-        path.close()
 
 
 if __name__ == "__main__":
