@@ -64,6 +64,11 @@ class Link:
             self._socket.close()
             raise
 
+    @property
+    def spins(self) -> bool:
+        """Whether it looks for frames before it sleeps."""
+        return self._spin_ns > 0
+
     def send(self, *parts: Any, descriptors: Sequence[int] = ()) -> None:
         """Sends one frame, made of parts.
 

@@ -174,6 +174,7 @@ class Session:
             deadline_ms=deadline_ms or 0.0,
             min_accuracy=min_accuracy or 0.0,
             stream=name,
+            more_soon=self.link.spins,
         )
         prepared = Prepared(batch, wishes, place, bytearray(head))
         self._prepared = prepared if batch is given else None  # a copy must be made again each time

@@ -17,6 +17,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -33,6 +34,7 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(4 * _INT.size)
 # As plain numbers: arithmetic with the socket module's enumerations takes microseconds.
 _SEND, _RECEIVE = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL), int(socket.MSG_CMSG_CLOEXEC)
 _TRUNCATED = int(socket.MSG_TRUNC)
+_LOOK_NS = 300_000  # how long the next frame is looked for, where the client says that it comes at once
 _SEND_BUFFER_BYTES = 2 * wire.FRAME_BYTES  # the kernel doubles it, for what it needs itself
 
 
@@ -58,6 +60,7 @@ class Connection:
         self._socket, self._model, self._on_close = accepted, model, on_close
         self._in_flight = limits.in_flight
         self._more = False  # whether the next frame was there before this one was answered
+        self._more_soon = False  # whether the client says that it comes at once
         self._requests = Requests(model, limits, budget)
         self._held: list[Asked] = []  # read, and not submitted yet
         self._futures: set[Future[Answer]] = set()
@@ -116,6 +119,8 @@ class Connection:
             WireError: it is none.
             OSError: the connection has broken.
         """
+        if self._more_soon:
+            self._look()
         frame = self._requests.frame
         size, ancillary, flags, _ = self._socket.recvmsg_into([frame], _ANCILLARY_BYTES, _RECEIVE)
         if not (ancillary or self._more or self._held or self._futures):
@@ -139,6 +144,13 @@ class Connection:
 
     def _readable(self) -> bool:
         return bool(self._poll.poll(0))
+
+    def _look(self) -> None:
+        """Stays awake for the next frame, for a moment: to sleep and to be woken can take longer than an inference."""
+        self._more_soon = False
+        until_ns = time.perf_counter_ns() + _LOOK_NS
+        while not self._readable() and time.perf_counter_ns() < until_ns:
+            pass
 
     def _take(self, frame: bytearray, size: int, descriptors: list[int]) -> None:
         kind = wire.kind_of(frame, size)
@@ -191,6 +203,7 @@ class Connection:
         except Exception as error:
             reply = failure(identifier, error)
         self._send(reply)
+        self._more_soon = bool(asked.head.flags & wire.MORE_SOON)
         self._more = self._readable()  # after the answer: the client is waking up meanwhile
 
     def _submit_held(self) -> None:

@@ -21,7 +21,6 @@ from backends.base import Batch
 from subnets.errors import Busy, EngineError, InputError, Superseded
 
 _BEFORE_ID, _AFTER_ID = slice(0, 8), slice(wire.PREFIX_BYTES, wire.REQUEST_BYTES)
-_REQUEST_BEGINS = wire.request(0, (0, 0, 0, 0))[_BEFORE_ID]
 
 
 class NativeLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +59,7 @@ class Requests:
         self._inline: dict[int, Batch] = {}  # views of the tensor in the frame, by number of images
         self._image_bytes = 4 * int(np.prod(model.shape))
         self._places = {str(model.subnet_of(model.name, version)): int(version) for version in model.versions}
-        self._last: tuple[bytes, int, Asked, Batch | None] | None = None  # see again()
+        self._last: tuple[bytes, bytes, int, Asked, Batch | None] | None = None  # see again()
         self._told: tuple[Answer, bytes] | None = None  # the last answer, and its text encoded
 
     def welcome(self) -> dict[str, Any]:
@@ -132,8 +131,8 @@ class Requests:
         """
         if self._last is None:
             return None
-        head, last_size, asked, shared = self._last
-        if size != last_size or self.frame[_AFTER_ID] != head or self.frame[_BEFORE_ID] != _REQUEST_BEGINS:
+        begins, head, last_size, asked, shared = self._last
+        if size != last_size or self.frame[_AFTER_ID] != head or self.frame[_BEFORE_ID] != begins:
             return None
         if shared is not None:
             np.copyto(asked.batch, shared)
@@ -173,11 +172,12 @@ class Requests:
     def _keep(self, size: int, asked: Asked, shared: Batch | None) -> None:
         """Remembers a request for :meth:`again`, with the array that it was copied to."""
         self._forget()
-        self._last = bytes(self.frame[_AFTER_ID]), size, asked, shared
+        frame = self.frame
+        self._last = bytes(frame[_BEFORE_ID]), bytes(frame[_AFTER_ID]), size, asked, shared
 
     def _forget(self) -> None:
-        if self._last is not None and self._last[3] is not None:
-            self._arrays.give(self._last[2].batch)
+        if self._last is not None and self._last[4] is not None:
+            self._arrays.give(self._last[3].batch)
         self._last = None
 
     def _tensor(self, head: wire.Request, size: int) -> Batch:

@@ -33,6 +33,7 @@ TEXT_BYTES = 2048  # of the longest sentence in an answer or error
 STREAM_BYTES = 56  # of the longest name of a stream
 ALIGNMENT = 64  # of offsets in a region
 LOGITS_IN_REGION = 1  # flag of a request and its answer
+MORE_SOON = 2  # flag of a request: the next one follows its answer at once
 
 Buffer = bytes | bytearray | memoryview
 
@@ -184,9 +185,10 @@ def request(
     deadline_ms: float = 0.0,
     min_accuracy: float = 0.0,
     stream: bytes = b"",
+    more_soon: bool = False,
 ) -> bytes:
     """The head of a request; ``logits_offset`` asks for the logits in the region."""
-    flags = 0 if logits_offset is None else LOGITS_IN_REGION
+    flags = (0 if logits_offset is None else LOGITS_IN_REGION) | (MORE_SOON if more_soon else 0)
     return _REQUEST.pack(
         MAGIC,
         VERSION,

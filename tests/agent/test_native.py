@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from agent import native, wire
+from agent import native, native_connection, wire
 from agent.memfd import Arrays, Budget
 from agent.native import may_connect
 from agent.wire import Failure, Kind
@@ -162,6 +162,30 @@ def test_an_inline_batch_is_answered_with_the_engines_logits_and_why(peer, image
     assert (reply.id, reply.images, reply.classes, reply.place) == (3, count, 3, 4)
     assert (reply.subnet, reply.point, reply.accuracy) == ("s100", helpers.point("s100"), 0.95)
     assert "script" in reply.reason and np.isnan(reply.energy_j) and reply.queue_ms >= 0
+
+
+def test_after_a_request_that_says_so_the_next_is_looked_for_awake_and_for_a_moment_only(
+    server, connect, images, helpers, monkeypatch
+):
+    looked = []
+
+    def look(connection):
+        looked.append(connection)
+        return genuine(connection)
+
+    genuine = native_connection.Connection._look
+    monkeypatch.setattr(native_connection.Connection, "_look", look)
+    peer, expected = connect(), helpers.expected("s100", images[:1])
+    assert peer.works(images[:1], expected) and not looked
+    for count in (1, 2, 3):
+        peer.ask(images[:1], count, more_soon=True)
+        np.testing.assert_array_equal(peer.answer()[1], expected)
+        wait_until(lambda count=count: len(looked) == count)
+    time.sleep(0.01)  # it sleeps again by now
+    used_s = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - used_s < 0.1
+    assert peer.works(images[:1], expected) and len(looked) == 3
 
 
 def test_a_batch_in_a_region_is_answered_inline_or_in_the_region(peer, images, helpers, region):

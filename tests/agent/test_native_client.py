@@ -100,6 +100,21 @@ def test_buffers_go_back_when_nobody_refers_to_them(client, images):
     assert client.infer(client.buffer(7)).logits.shape == (7, 3)
 
 
+def test_a_client_that_looks_for_its_answers_tells_the_agent_to_look_for_its_requests(server, images, helpers):
+    for spin_ms, flags in ((0.0, 0), (5.0, wire.MORE_SOON)):
+        with Client(server.path, spin_ms=spin_ms) as client:
+            sent = []
+            genuine = client._session.link.send
+            client._session.link.send = lambda *parts, genuine=genuine, sent=sent, **more: (
+                sent.append(bytes(parts[0])),
+                genuine(*parts, **more),
+            )
+            for _ in range(3):
+                np.testing.assert_array_equal(client.infer(images[:1]).logits, helpers.expected("s100", images[:1]))
+            heads = [wire.read_request(head, len(head)) for head in sent if len(head) == wire.REQUEST_BYTES]
+            assert [head.flags for head in heads] == [flags] * 3
+
+
 def test_a_buffer_outlives_its_client(server, images):
     with Client(server.path) as client:
         buffer = client.buffer(5)
