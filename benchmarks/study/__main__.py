@@ -66,6 +66,7 @@ def _list(records: Path, device: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from backends.runtime import Processor
     from subnets.data import load
     from subnets.errors import InputError
     from subnets.heap import keep_freed_memory
@@ -77,6 +78,12 @@ def _run(options: argparse.Namespace) -> int:
         source = getattr(options, study.data)
         if source is None:
             raise InputError(f"study '{study.name}' needs --{study.data}, the folder of its images")
+        precision = study.schedule(options.device).precision
+        if options.device == "cpu" and precision == "bf16" and not Processor.here().computes_bf16:
+            raise InputError(
+                f"study '{study.name}' trains in bf16, in which this processor does not compute: an epoch would take "
+                "more than an hour; use one that does (avx512_bf16, amx_bf16), or --device cuda"
+            )
         dataset = load(str(source), image_size=study.image_size)
         with _bar() as on_step:
             runner = Runner(

@@ -171,10 +171,14 @@ class Runner:
         return record
 
     def _pretrained(self, seed: int, sparsity: float) -> tuple[nn.Module, Accuracy]:
-        """The network that all arms of a seed begin with, and its accuracy; trained when first asked for."""
+        """The network that all arms of a seed begin with, and its accuracy; trained when first asked for, unless it is
+        kept with the records (a small one is, so that arms can be added later)."""
         recipe = self._schedule.pretraining(seed, sparsity)
         key = _digest([self._architecture, self.dataset.name, self.dataset.shape, recipe, self.device])
-        path = self.work / "pretrained" / f"{self.study.network}-{self.dataset.name}-{key}.safetensors"
+        name = f"{self.study.network}-{self.dataset.name}-{key}.safetensors"
+        path = self.records / "pretrained" / name
+        if not path.exists():
+            path = self.work / "pretrained" / name
         if not path.exists():
             torch.manual_seed(seed)
             network = architectures.build(self._architecture.name, **self._architecture.arguments)

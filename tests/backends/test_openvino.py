@@ -187,15 +187,19 @@ def test_accuracies_and_labels_do_not_change_the_artifact(backend, hand_bundle):
     assert backend.build(Bundle.open(renamed.path), CompileRequest(subnet="s50")) == first
 
 
-def test_logits_that_overflow_are_an_engine_error(backend, hand_bundle):
+@pytest.mark.parametrize("limit", [0, 2**18])
+def test_logits_that_overflow_are_an_engine_error(backend, hand_bundle, monkeypatch, limit):
+    monkeypatch.setattr(openvino, "_COPIED_BYTES", limit)
     with contextlib.closing(backend.load(backend.build(hand_bundle, CompileRequest(subnet="s100")))) as engine:
         with pytest.raises(EngineError, match="NaN or infinity"):
             engine.infer(np.full((1, 2, 6, 5), 3e38, np.float32))
         assert np.isfinite(engine.infer(np.ones((1, 2, 6, 5), np.float32))).all()
 
 
-def test_large_finite_values_are_not_mistaken_for_infinity(backend, hand_bundle):
+@pytest.mark.parametrize("limit", [0, 2**18])
+def test_large_finite_values_are_not_mistaken_for_infinity(backend, hand_bundle, monkeypatch, limit):
     """Their sum overflows f32, the values do not: only the exact look can tell."""
+    monkeypatch.setattr(openvino, "_COPIED_BYTES", limit)
     images = np.zeros((1, 2, 6, 5), np.float32)
     images[0, 0, 0, :4] = 2e38
     artifact = backend.build(hand_bundle, CompileRequest(subnet="s50"))

@@ -107,6 +107,36 @@ def test_a_recorded_arm_is_not_run_again_and_leaves_nothing_unfinished(study, sm
     assert list((folder / "work" / "small").iterdir()) == []
 
 
+def test_a_pretrained_network_kept_with_the_records_is_not_trained_again(study, small, few, recorded, tmp_path):
+    folder, records, _ = recorded
+    (network,) = (folder / "work" / "pretrained").glob("*.safetensors")
+    kept = tmp_path / "records" / "pretrained" / network.name
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(network.read_bytes())
+    steps = []
+    runner = study.runs.Runner(
+        small,
+        few,
+        records=tmp_path / "records",
+        work=tmp_path / "work",
+        on_step=lambda what, progress: steps.append(what),
+    )
+    again = runner.run(small.arm("joint"), 0)
+    assert set(steps) == {"small/joint"}
+    assert again.pretrained == records["joint"].pretrained and again.subnets == records["joint"].subnets
+
+
+def test_a_processor_without_bf16_is_told_before_anything_is_trained(study, monkeypatch, capsys, tmp_path):
+    from backends.runtime import Processor
+
+    plain = Processor("plain", frozenset())
+    monkeypatch.setattr(Processor, "here", staticmethod(lambda: plain))
+    assert study.main.main(["run", "four/joint", "--cifar10", str(tmp_path), "--work", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Error: study 'four' trains in bf16") and "--device cuda" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_record_of_another_plan_is_stale_and_a_damaged_one_refused(study, small, recorded):
     folder, _, _ = recorded
     arm = small.arm("joint")
