@@ -1,7 +1,7 @@
 """Does the simulator predict what the agent does? A real run under changing load and deadlines, then its replay.
 
-The agent answers in this process, with real engines, for ``--minutes`` in ten phases; load and deadline change with
-each. It journals; the journal's arrivals (and the slowdown it measured) are then replayed with the same policies and
+The agent answers in this process, with real engines, for ``--minutes`` in phases of 24 seconds; load and deadline change
+with each, ten kinds in turn. It journals; the journal's arrivals (and the slowdown it measured) are then replayed with the same policies and
 table. Compared are the mean accuracy of answers on time, the 95th percentile of the time from arrival to
 answer, the processor seconds and the number of switches.
 
@@ -57,6 +57,7 @@ PHASES = (  # load as a share of what the largest subnet can answer; deadline ov
     (0.2, 1.6),
     (0.6, 4.0),
 )
+PHASE_S = 24.0
 QUEUE_LIMIT = 4096
 _SETTLE_S = 3.0  # for the neighbours' engines to be loaded
 _IDLE_S = 2.0
@@ -128,18 +129,20 @@ def _played(folder: Path) -> tuple[Session, ...]:
 def _run(bundle: Bundle, table: Table, backend: Any, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The real run: what happened, with the journal left in ``folder``."""
     largest = rungs_of(table, Where()).rows[-1]
-    phase_s = 60.0 * options.minutes / len(PHASES)
+    count = max(1, round(60.0 * options.minutes / PHASE_S))
+    phases, phase_s = [PHASES[index % len(PHASES)] for index in range(count)], 60.0 * options.minutes / count
     random = np.random.Generator(np.random.PCG64(options.seed))
     images = random.standard_normal((64, 1, *bundle.input.shape)).astype(np.float32)
     switches: list[dict[str, Any]] = []
+    began_s = time.monotonic()
     spent: dict[str, float] = {}
     refused = 0
 
     def heard(event: Event) -> None:
         if event.name == "switch" and event.detail["from"] is not None:
-            switches.append(event.detail)
+            switches.append({"time_s": time.monotonic() - began_s, **event.detail})
 
-    goals = [Goals(deadline_ms=factor * largest.latency_p99_ms) for _, factor in PHASES]
+    goals = [Goals(deadline_ms=factor * largest.latency_p99_ms) for _, factor in phases]
     agent = Agent(
         bundle,
         table,
@@ -154,7 +157,7 @@ def _run(bundle: Bundle, table: Table, backend: Any, options: argparse.Namespace
     def generate(hertz: float) -> None:
         nonlocal refused
         began, start_s, count = time.thread_time(), time.monotonic(), 0
-        for index, (load, _) in enumerate(PHASES):
+        for index, (load, _) in enumerate(phases):
             agent.reconfigure(policy=create(options.policy, goals[index]), goals=goals[index])
             at_s, end_s = start_s + index * phase_s, start_s + (index + 1) * phase_s
             while (at_s := at_s + float(random.exponential(1.0 / (load * hertz)))) < end_s:
@@ -195,6 +198,9 @@ def _run(bundle: Bundle, table: Table, backend: Any, options: argparse.Namespace
         "latency_p95_ms": float(np.quantile(latencies, 0.95)) if latencies else None,
         "cpu_s": cpu_s,
         "switches": len(switches),
+        "switched": [
+            {"time_s": one["time_s"], "from": one["from"], "to": one["to"], "reason": one["reason"]} for one in switches
+        ],
         "idle_cpu_share": idle,
         "around_a_request_ms": 1000.0 * around_s,
         "around_a_request_cpu_s": around_cpu_s,
@@ -206,14 +212,15 @@ def _around(agent: Agent, table: Table, images: Any) -> tuple[float, float]:
 
     Wall: the median gap between an answer and the beginning of the next, once all have been submitted.
     """
-    began_cpu = time.process_time()
+    began_cpu, began_own = time.process_time(), time.thread_time()
     submitted, futures = [], []
     for k in range(_BURST):
         submitted.append(time.monotonic())
         futures.append(agent.submit(images[k % len(images)]))
     all_in_s = time.monotonic()
     answers = [future.result() for future in futures]
-    cpu_s = time.process_time() - began_cpu
+    # Without what this thread took to ask, as that of the generator is left out of what is compared.
+    cpu_s = time.process_time() - began_cpu - (time.thread_time() - began_own)
     begins = [at_s + answer.queue_ms / 1000.0 for at_s, answer in zip(submitted, answers, strict=True)]
     ends = [begin_s + answer.infer_ms / 1000.0 for begin_s, answer in zip(begins, answers, strict=True)]
     gaps = [begin_s - end_s for end_s, begin_s in zip(ends, begins[1:], strict=False) if end_s >= all_in_s]
@@ -286,6 +293,10 @@ def _replay(sessions: Sequence[Session], table: Table, policy: str, measured: di
         "latency_p95_ms": outcome.latency_ms(0.95),
         "cpu_s": (outcome.net_energy_j or 0.0) + measured["idle_cpu_share"] * measured["duration_s"],
         "switches": outcome.switches,
+        "switched": [
+            {"time_s": one.time_s, "from": one.from_point, "to": one.to_point, "reason": one.reason}
+            for one in outcome.switch_events
+        ],
     }
 
 
