@@ -10,6 +10,7 @@ Knows nothing of servers; HTTP and gRPC ask it alike.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import ipaddress
@@ -179,6 +180,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
 
+@functools.lru_cache(maxsize=64)  # clients say the same every time
 def is_local_name(host: str) -> bool:
     """Whether a ``Host`` header names this machine over loopback."""
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host

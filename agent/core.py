@@ -297,6 +297,11 @@ class Agent:
         return self._state == "running" and self._pool.answering
 
     @property
+    def waiting(self) -> int:
+        """How many requests wait for an engine now."""
+        return self._answering.depth
+
+    @property
     def tallies(self) -> Tallies:
         """What was answered so far, per operating point."""
         self._answering.accounts.settle()

@@ -5,7 +5,9 @@ requests, and takes a task, two events and a router for each of them; here an in
 agent and back without these, and everything else to the ASGI application (:mod:`agent.http_asgi`).
 
 A request is read whole, within :class:`agent.http_inference.Limits`, and answered before the next one is begun. What is
-refused while it arrives is answered at once, and the rest of it is dropped. All of it runs in the event loop's thread.
+refused while it arrives is answered at once, and the rest of it is dropped. All of it runs in the event loop's thread,
+but for one thing: the thread that has an answer writes the reply itself where nobody else waits for that thread, since
+waking the loop's first can take longer than all the rest.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
+import threading
 from collections import deque
 
 import httptools
@@ -54,6 +58,8 @@ class Connection(asyncio.Protocol):
         self._deaf = False  # drops what arrives
         self._ending = False  # closes when nothing waits any more
         self._lost = False
+        self._descriptor = -1  # of a plain socket, while it is open
+        self._writing = threading.Lock()  # over writing to the descriptor, and over losing it
 
     @property
     def idle(self) -> bool:
@@ -66,6 +72,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Takes the connection, or says that there are too many."""
         self.transport = transport  # type: ignore[assignment]  # a stream's, see create_server
+        if transport.get_extra_info("ssl_object") is None:
+            self._descriptor = transport.get_extra_info("socket").fileno()
         self.writable.set()
         if self.shared.admit(self):
             self._await_request()
@@ -77,7 +85,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Forgets what is under way; an inference that still waits for its turn is cancelled."""
         self.shared.connections.discard(self)
-        self._lost = self._deaf = True
+        with self._writing:  # the transport closes the socket when this returns
+            self._lost = self._deaf = True
+            self._descriptor = -1
         self.writable.set()
         for item in (self._arriving, *self._waiting):
             if isinstance(item, Request):
@@ -301,7 +311,28 @@ class Connection(asyncio.Protocol):
     def _wake(self, exchange: Exchange) -> None:
         """Called in whichever thread has the answer."""
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            self.loop.call_soon_threadsafe(self._finish, exchange)
+            if self.shared.inference.model.agent.waiting or not self._write_here(exchange):
+                self.loop.call_soon_threadsafe(self._finish, exchange)
+
+    def _write_here(self, exchange: Exchange) -> bool:
+        """Writes a reply without the loop, which is told of it afterwards; False where that must do it."""
+        with self._writing:
+            if self._descriptor < 0 or self.transport.is_closing() or self.transport.get_write_buffer_size():
+                return False
+            reply = self.shared.inference.finish(exchange)
+            keep = self.keeps(self._answered)
+            content = encode(reply, keep=keep, head_only=False)
+            try:
+                sent = os.write(self._descriptor, content)
+            except OSError:  # it takes nothing now, or has gone: the transport finds out
+                sent = 0
+        self.loop.call_soon_threadsafe(self._written, content[sent:], keep)
+        return True
+
+    def _written(self, rest: bytes, keep: bool) -> None:
+        if rest:
+            self.send(rest)
+        self.finished(keep)
 
     def _finish(self, exchange: Exchange) -> None:
         self._reply(self.shared.inference.finish(exchange))

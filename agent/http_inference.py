@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from agent.http_heads import Heads
 from agent.http_replies import BINARY_HEADERS, JSON_HEADERS, NotAllowed, Reply, refusal_of
 from agent.http_request import Request
 from agent.model import ServedModel
@@ -25,7 +26,6 @@ from agent.protocol import (
     compress,
     decompress,
     json_length,
-    read_request,
     write_reply,
 )
 from agent.regions import Regions
@@ -79,6 +79,7 @@ class Inference:
 
     def __init__(self, model: ServedModel, regions: Regions, statistics: ServingStatistics, limits: Limits) -> None:
         self.model, self.regions, self.statistics, self.limits = model, regions, statistics, limits
+        self._heads = Heads(model, regions, limits.max_json_bytes)
         base = f"/v2/models/{quote(model.name)}".encode()
         # The paths that exist, looked up before any other spelling is searched for its mistake.
         self._paths: dict[bytes, str | None] = {base + b"/infer": None}
@@ -110,7 +111,7 @@ class Inference:
         if b"content-encoding" in headers:
             body = decompress(body, _text(headers[b"content-encoding"]), self.limits.max_body_bytes)
         length = None if head is None else json_length(_text(head), len(body))
-        request = read_request(body, length, pinned, self.model, self.regions, self.limits.max_json_bytes)
+        request = self._heads.read(body, length, pinned)
         accepted = headers.get(b"accept-encoding")
         encoding = "" if accepted is None else _preferred(_text(accepted))
         try:

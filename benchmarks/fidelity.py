@@ -51,15 +51,15 @@ from subnets.errors import Busy
 # choice is clear, the largest subnet or the smallest, for ten per cent more load or less: on a border noise decides.
 PHASES = (
     (0.2, 8.0),
-    (1.4, 1.2),
+    (1.1, 1.0),
     (0.5, 4.0),
-    (1.6, 1.2),
+    (1.2, 1.0),
     (0.3, 3.0),
-    (1.7, 1.3),
+    (1.1, 0.9),
     (0.6, 5.0),
-    (1.4, 1.1),
+    (1.2, 1.1),
     (0.4, 4.0),
-    (1.5, 1.2),
+    (1.0, 1.0),
 )
 PHASE_S = 24.0
 QUEUE_LIMIT = 4096

@@ -46,8 +46,9 @@ def quick_table(bundle: Bundle, engines: Mapping[str, Engine], images: Batch) ->
             began = time.perf_counter()
             engine.infer(images[:1])
             took[name].append((time.perf_counter() - began) * 1000)
-    threads = max(engine.artifact.request.threads for engine in engines.values())
-    return plain_table(bundle, {name: statistics.median(values) for name, values in took.items()}, threads=threads)
+    request = next(iter(engines.values())).artifact.request
+    medians = {name: statistics.median(values) for name, values in took.items()}
+    return plain_table(bundle, medians, threads=request.threads, precision=request.precision)
 
 
 def known_images(bundle: Bundle, count: int) -> Batch:

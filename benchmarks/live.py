@@ -43,13 +43,13 @@ def end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
-def plain_table(bundle: Bundle, latency_ms: Mapping[str, float], *, threads: int = 1) -> Table:
-    """A table of subnets at batch size 1, f32.
+def plain_table(bundle: Bundle, latency_ms: Mapping[str, float], *, threads: int = 1, precision: str = "f32") -> Table:
+    """A table of subnets at batch size 1.
 
     Args:
         bundle: whose subnets.
         latency_ms: of each subnet that is to be in it.
-        threads: of each engine.
+        threads, precision: of each engine.
     """
     macs = {entry.name: entry.macs for entry in bundle.manifest.subnets}
     rows = [
@@ -57,7 +57,7 @@ def plain_table(bundle: Bundle, latency_ms: Mapping[str, float], *, threads: int
             subnet=subnet,
             backend="openvino",
             device="CPU",
-            precision="f32",
+            precision=precision,
             batch_size=1,
             threads=threads,
             macs=macs[subnet],

@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=3.0, help="per turn and side")
     parser.add_argument("--threads", type=int, default=1, help="of each engine")
+    parser.add_argument("--precision", default="f32", help="of each engine; f32 by default")
     options = parser.parse_args()
     if options.turns < 2:
         parser.error("--turns must be at least 2")
@@ -61,8 +62,11 @@ def main() -> None:
         folder = Path(name)
         bundle = known_bundle("resnet18", folder)
         backend = OpenVINOBackend(folder / "cache")
+        if options.precision not in backend.precisions():
+            parser.error(f"precision {options.precision} is not native here; use {', '.join(backend.precisions())}")
         images = known_images(bundle, 4)
-        requests = [CompileRequest(subnet=subnet, threads=options.threads) for subnet in bundle.ladder.names]
+        wanted = {"precision": options.precision, "threads": options.threads}
+        requests = [CompileRequest(subnet=subnet, **wanted) for subnet in bundle.ladder.names]
         engines = {request.subnet: backend.load(backend.build(bundle, request)) for request in requests}
         table = quick_table(bundle, engines, images)
         for engine in engines.values():
@@ -73,7 +77,7 @@ def main() -> None:
         starts.append(last)
         sparse, throughput = _beside_the_engine(bundle, table, backend, images, options)
     document = {
-        "what": "an agent with four resident ResNet-18 engines, f32, batch 1",
+        "what": f"an agent with four resident ResNet-18 engines, {options.precision}, batch 1",
         "ready_s": statistics.median(start["ready_s"] for start in starts),
         "ready_each_s": [start["ready_s"] for start in starts],
         "ready_cpu_s": statistics.median(start["cpu_s"] for start in starts),

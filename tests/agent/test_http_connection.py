@@ -1,5 +1,6 @@
 """HTTP/1.1 itself, byte by byte over real sockets: framing, order, endings, and every limit."""
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -420,6 +421,27 @@ def test_an_inference_whose_client_has_gone_costs_nothing(connect, agent, backen
     first.send(request(inference(3.0)))
     assert first_logit(first.reply()) == 192
     assert len(backend.sizes) == asked + 1
+
+
+def test_a_reply_does_not_wait_for_the_loop(connect, backend):
+    """The thread that has the answer writes it; the loop hears of it later, and goes on with the next request."""
+    client, loops = connect(), []
+    inference_path = client.http.server._shared.inference
+    taken = inference_path.begin
+    inference_path.begin = lambda asked: loops.append(asyncio.get_running_loop()) or taken(asked)
+    backend.blocking, held = threading.Event(), threading.Event()
+    client.send(request(inference(1.0)))
+    assert backend.entered.wait(10)
+    loops[0].call_soon_threadsafe(held.wait, 60)
+    try:
+        backend.blocking.set()
+        status, _, body = client.reply()  # the connection gives up before the loop would be let go
+        assert status == 200 and json.loads(body)["outputs"][0]["data"][0] == 64.0
+    finally:
+        held.set()
+    client.send(request(inference(2.0)) + GET)
+    assert json.loads(client.reply()[2])["outputs"][0]["data"][0] == 128.0
+    assert client.reply()[0] == 200
 
 
 def test_the_server_ends_after_what_is_under_way(connect, backend):
