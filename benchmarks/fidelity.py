@@ -106,7 +106,7 @@ def main() -> None:
         "predicted": predicted,
         "error": errors,
         "limit": LIMITS,
-        "within": {name: error is not None and error <= LIMITS[name] for name, error in errors.items()},
+        "shown": {name: error is not None and error <= LIMITS[name] for name, error in errors.items()},
         "bundle": bundle.name,
         "bundle_key": bundle.key,
         "points": [{"point": row.point, "p50_ms": row.latency_p50_ms, "cpu_s": row.cpu_s} for row in table.rows],
