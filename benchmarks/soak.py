@@ -373,7 +373,7 @@ def main() -> None:
             "journal": journal_of(device, table),
             **provenance(__file__),
         }
-    print(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1).replace(f"{folder}/", ""))  # what is told names places on this machine
 
 
 def _table(bundle: Bundle, folder: Path) -> tables.Table:

@@ -95,7 +95,13 @@ class Client:
             return
         try:
             path = f"/v2/models/{self._model}/infer"
-            self._connection.request("POST", path, head + batch.tobytes(), {_HEAD: str(len(head))})
+            try:
+                self._connection.request("POST", path, head + batch.tobytes(), {_HEAD: str(len(head))})
+            except (BrokenPipeError, ConnectionResetError):  # not taken whole, so never accepted
+                self._connection.close()
+                self._connection = None
+                self._counts["unreachable"] += 1
+                return
             reply = self._connection.getresponse()
             content = reply.read()
         except (OSError, http.client.HTTPException) as error:
