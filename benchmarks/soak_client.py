@@ -94,18 +94,18 @@ class Client:
             self._pause(0.05)
             return
         try:
-            path = f"/v2/models/{self._model}/infer"
+            connection, path = self._connection, f"/v2/models/{self._model}/infer"
             try:
-                self._connection.request("POST", path, head + batch.tobytes(), {_HEAD: str(len(head))})
+                connection.request("POST", path, head + batch.tobytes(), {_HEAD: str(len(head))})
             except (BrokenPipeError, ConnectionResetError):  # not taken whole, so never accepted
-                self._connection.close()
+                connection.close()
                 self._connection = None
                 self._counts["unreachable"] += 1
                 return
-            reply = self._connection.getresponse()
+            reply = connection.getresponse()
             content = reply.read()
         except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
+            connection.close()
             self._connection = None
             self._wrong("lost", began_s, f"{type(error).__name__}: {error}")
             return
