@@ -42,6 +42,8 @@ class Axis(NamedTuple):
         if self.log and (decades := _log_ticks(low, high, most)):
             return decades
         step = _nice_step((high - low) / max(1, most))
+        while math.ceil(low / step - 1e-9) > math.floor(high / step + 1e-9):  # none lies within a range below a step
+            step = _nice_step(step / 2.5)
         decimals = max(0, -math.floor(math.log10(step)))
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
         return [(k * step, f"{k * step + 0.0:,.{decimals}f}") for k in range(first, last + 1)]

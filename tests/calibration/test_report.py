@@ -6,7 +6,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from calibration import wording
@@ -39,6 +39,7 @@ def _spots(path):
 
 class TestAxis:
     @given(low=st.floats(-1e6, 1e6), span=st.floats(1e-3, 1e6), most=st.integers(2, 12))
+    @example(low=1.0, span=400001.0, most=2)
     def test_ticks_are_round_within_the_range_and_not_too_many(self, low, span, most):
         ticks = Axis(low, low + span, "").ticks(most)
         values = [value for value, _ in ticks]
