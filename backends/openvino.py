@@ -255,8 +255,8 @@ def _compile(file: Path, bundle: Bundle, request: CompileRequest) -> int:
 def _add_sum(model: Any) -> None:
     """Adds an output [1, 1]: the sum of all images and logits, which is finite only if every one of them is.
 
-    The model reads its images anyway, with all its threads and in warm code; a pass of ours over 0.6 MB, before it or
-    after it, takes several times as long.
+    The model reads its images anyway, with all its threads; ``docs/backends.md`` sets its time beside that of a pass of
+    ours.
     """
     import openvino.opset13 as ops  # type: ignore[import-untyped]  # it has no types
 

@@ -48,7 +48,8 @@ from subnets.bundle import Bundle
 from subnets.errors import Busy
 
 # Load as a share of what the largest subnet can answer; deadline over its 99th percentile. Each lies where the policy's
-# choice is clear, the largest subnet or the smallest, for ten per cent more load or less: on a border noise decides.
+# choice is clear once it has settled, the largest subnet or the smallest, for seven per cent more load or less and a
+# slowdown of 0.9 to 1.2: on a border noise decides.
 PHASES = (
     (0.2, 8.0),
     (1.1, 1.0),
@@ -181,7 +182,7 @@ def _run(bundle: Bundle, table: Table, backend: Any, options: argparse.Namespace
         began_s, began_cpu = time.monotonic(), time.process_time()
         time.sleep(_IDLE_S)
         idle = (time.process_time() - began_cpu) / (time.monotonic() - began_s)
-        around_s, around_cpu_s = _around(agent, table, images)
+        around_s, around_cpu_s = _around(agent, images)
         switches.clear()
         began_s, began_cpu = time.monotonic(), time.process_time()
         thread = threading.Thread(target=generate, args=(1.0 / (1.0 / largest.throughput_per_s + around_s),))
@@ -211,7 +212,7 @@ def _run(bundle: Bundle, table: Table, backend: Any, options: argparse.Namespace
     }
 
 
-def _around(agent: Agent, table: Table, images: Any) -> tuple[float, float]:
+def _around(agent: Agent, images: Any) -> tuple[float, float]:
     """Wall and processor seconds that a request costs beyond its engine, over a burst answered back to back.
 
     Wall: the median gap between an answer and the beginning of the next, once all have been submitted.

@@ -98,7 +98,7 @@ _US_NETS = JointOptions(soft=1.0, affine="shared", middle=2)
 # By arithmetic, not tuned: over the last 30 % of 10 epochs all proximal steps together take 0.8 to 1.6 off a norm.
 _SPARSITY = 2.6e-3
 
-# Sized to two cores: about 50 s an epoch of one ResNet-20 in bf16, 200 s of four nested ones.
+# Sized to two cores.
 _CIFAR_CPU = Schedule(pretrain_epochs=10, pretrain_rate=0.2, epochs=4, rate=0.05)
 _CIFAR_SHORT = Schedule(pretrain_epochs=10, pretrain_rate=0.2, epochs=2, rate=0.04)
 _CIFAR_LONG = Schedule(pretrain_epochs=200, pretrain_rate=0.2, epochs=200, rate=0.1)

@@ -63,18 +63,18 @@ def small(study):
     )
 
 
+def watched(study, small, few, folder):
+    """A runner, and the list that it writes each step's name into."""
+    steps = []
+    places = {"records": folder / "records", "work": folder / "work"}
+    return study.runs.Runner(small, few, **places, on_step=lambda what, progress: steps.append(what)), steps
+
+
 @pytest.fixture(scope="module")
 def recorded(study, small, few, tmp_path_factory):
     """A folder with what the first three arms came to, and their records."""
     folder = tmp_path_factory.mktemp("study")
-    steps = []
-    runner = study.runs.Runner(
-        small,
-        few,
-        records=folder / "records",
-        work=folder / "work",
-        on_step=lambda what, progress: steps.append(what),
-    )
+    runner, steps = watched(study, small, few, folder)
     records = {name: runner.run(small.arm(name), 0) for name in ("joint", "alone", "fine-tuned", "uniform")}
     return folder, records, steps
 
@@ -113,14 +113,7 @@ def test_a_pretrained_network_kept_with_the_records_is_not_trained_again(study, 
     kept = tmp_path / "records" / "pretrained" / network.name
     kept.parent.mkdir(parents=True)
     kept.write_bytes(network.read_bytes())
-    steps = []
-    runner = study.runs.Runner(
-        small,
-        few,
-        records=tmp_path / "records",
-        work=tmp_path / "work",
-        on_step=lambda what, progress: steps.append(what),
-    )
+    runner, steps = watched(study, small, few, tmp_path)
     again = runner.run(small.arm("joint"), 0)
     assert set(steps) == {"small/joint"}
     assert again.pretrained == records["joint"].pretrained and again.subnets == records["joint"].subnets
