@@ -9,7 +9,8 @@ A table knows engines, not what a request costs around them (queue, threads, jou
 by a burst of requests, in wall and processor seconds a request, and added to every answer; so is what the agent takes
 while nothing arrives. An engine that takes longer than the table says keeps its thread busy for longer: its processor
 seconds are the table's times the slowdown that the journal holds. Measured processor seconds are this process's without
-the thread that generates the load.
+the thread that generates the load. How much load that thread makes is set by what the largest subnet answers while it
+asks: on some machines that is two thirds of what it answers alone, and the same rate would be another experiment.
 
     python benchmarks/fidelity.py bundles/resnet20-cifar10 --table resnet20.table.json --minutes 10 > fidelity.json
 """
@@ -47,9 +48,9 @@ from simulation.replay import simulate
 from subnets.bundle import Bundle
 from subnets.errors import Busy
 
-# Load as a share of what the largest subnet can answer; deadline over its 99th percentile. Each lies where the policy's
-# choice is clear once it has settled, the largest subnet or the smallest, for seven per cent more load or less and a
-# slowdown of 0.9 to 1.2: on a border noise decides.
+# Load as a share of what the largest subnet can answer beside the generator; deadline over its 99th percentile. Each
+# lies where the policy's choice is clear once it has settled, the largest subnet or the smallest, for seven per cent
+# more load or less: on a border noise decides.
 PHASES = (
     (0.2, 8.0),
     (1.1, 1.0),
@@ -66,6 +67,8 @@ PHASE_S = 24.0
 QUEUE_LIMIT = 4096
 _SETTLE_S = 3.0  # for the neighbours' engines to be loaded
 _IDLE_S = 2.0
+_PACED_S = 10.0
+_PACED_LOAD = 0.5
 _BURST = 1500
 LIMITS = {"mean_accuracy": 0.01, "latency_p95_ms": 0.15, "cpu_s": 0.10, "switches": 0.10}
 
@@ -96,7 +99,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.journal or Path(temporary)
         measured = _run(bundle, table, backend, options, folder)
-        predicted = _replay(_played(folder), table, options.policy, measured)
+        predicted = _replay(_played(folder, options.minutes), table, options.policy, measured)
     errors = {name: _relative(measured[name], predicted[name]) for name in LIMITS}
     document = {
         "what": "one real run of the agent and the replay of its journal; errors are |predicted - measured| / measured",
@@ -126,16 +129,20 @@ def _usable(table: Table, precision: str) -> Table:
     return msgspec.structs.replace(table, rows=rows, switches=switches)
 
 
-def _played(folder: Path) -> tuple[Session, ...]:
-    """What the journal holds of the phases; its first part is of what was measured before them."""
-    return read([folder / "journal.jsonl"]).sessions[1:]
+def _phases(minutes: float) -> list[tuple[float, float]]:
+    return [PHASES[index % len(PHASES)] for index in range(max(1, round(60.0 * minutes / PHASE_S)))]
+
+
+def _played(folder: Path, minutes: float) -> tuple[Session, ...]:
+    """What the journal holds of the phases; what was measured before them comes first in it."""
+    return read([folder / "journal.jsonl"]).sessions[-len(_phases(minutes)) :]
 
 
 def _run(bundle: Bundle, table: Table, backend: Any, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The real run: what happened, with the journal left in ``folder``."""
     largest = rungs_of(table, Where()).rows[-1]
-    count = max(1, round(60.0 * options.minutes / PHASE_S))
-    phases, phase_s = [PHASES[index % len(PHASES)] for index in range(count)], 60.0 * options.minutes / count
+    phases = _phases(options.minutes)
+    phase_s = 60.0 * options.minutes / len(phases)
     random = np.random.Generator(np.random.PCG64(options.seed))
     images = random.standard_normal((64, 1, *bundle.input.shape)).astype(np.float32)
     switches: list[dict[str, Any]] = []
@@ -183,14 +190,17 @@ def _run(bundle: Bundle, table: Table, backend: Any, options: argparse.Namespace
         time.sleep(_IDLE_S)
         idle = (time.process_time() - began_cpu) / (time.monotonic() - began_s)
         around_s, around_cpu_s = _around(agent, images)
+        agent.reconfigure(policy=create("largest", goals[0]), goals=goals[0])
+        alone_s = 1.0 / largest.throughput_per_s
+        service_s = _beside_a_generator(agent, images, _PACED_LOAD / (alone_s + around_s), random)
         switches.clear()
         began_s, began_cpu = time.monotonic(), time.process_time()
-        thread = threading.Thread(target=generate, args=(1.0 / (1.0 / largest.throughput_per_s + around_s),))
+        thread = threading.Thread(target=generate, args=(1.0 / (service_s + around_s),))
         thread.start()
         thread.join()
         lasted_s = time.monotonic() - began_s
         cpu_s = time.process_time() - began_cpu - spent["generator_s"]
-    batches = [batch for session in _played(folder) for batch in session.batches]
+    batches = [batch for session in _played(folder, options.minutes) for batch in session.batches]
     accuracy = {row.point: row.accuracy for row in table.rows}
     latencies = [batch.queue_ms + batch.infer_ms for batch in batches if batch.ok]
     on_time = [b for b in batches if b.ok and b.queue_ms + b.infer_ms <= (b.deadline_ms or np.inf)]
@@ -207,6 +217,7 @@ def _run(bundle: Bundle, table: Table, backend: Any, options: argparse.Namespace
             {"time_s": one["time_s"], "from": one["from"], "to": one["to"], "reason": one["reason"]} for one in switches
         ],
         "idle_cpu_share": idle,
+        "service_over_alone": service_s / alone_s,
         "around_a_request_ms": 1000.0 * around_s,
         "around_a_request_cpu_s": around_cpu_s,
     }
@@ -233,6 +244,18 @@ def _around(agent: Agent, images: Any) -> tuple[float, float]:
     return max(0.0, float(np.median(gaps))) if gaps else 0.0, max(0.0, cpu_s - engine_cpu_s) / _BURST
 
 
+def _beside_a_generator(agent: Agent, images: Any, rate_hz: float, random: np.random.Generator) -> float:
+    """Mean seconds that the engine in use takes while this thread asks at ``rate_hz``, at random moments."""
+    start_s = at_s = time.monotonic()
+    futures: list[Any] = []
+    while (at_s := at_s + float(random.exponential(1.0 / rate_hz))) < start_s + _PACED_S:
+        if (ahead_s := at_s - time.monotonic()) > 0:
+            time.sleep(ahead_s)
+        futures.append(agent.submit(images[len(futures) % len(images)]))
+    took_ms = [future.result().infer_ms for future in futures]
+    return float(np.mean(took_ms[len(took_ms) // 2 :])) / 1000.0  # the first half is for it to come into use
+
+
 class _Phased(Policy):
     """The policy of each phase from its beginning on; sees the table the agent showed it, not the one counted with.
 
@@ -248,7 +271,8 @@ class _Phased(Policy):
         self._phases, self._table, self._current = phases, table, current
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
-        policy = next(policy for since_s, policy in reversed(self._phases) if since_s <= conditions.time_s)
+        begun = [policy for since_s, policy in self._phases if since_s <= conditions.time_s]
+        policy = begun[-1] if begun else self._phases[0][1]
         return policy.decide(conditions, self._table, self._current if current is None else current)
 
     def reset(self) -> None:
@@ -284,7 +308,7 @@ def _in_processor_seconds(row: Row) -> Duty | None:
 
 def _replay(sessions: Sequence[Session], table: Table, policy: str, measured: dict[str, Any]) -> dict[str, Any]:
     """The journal's arrivals with their deadlines through the simulator; each phase has its policy and goals."""
-    began_s = sessions[0].offset_s
+    began_s = _tick_before_s(sessions[0])
     sessions = [msgspec.structs.replace(one, offset_s=one.offset_s - began_s) for one in sessions]
     goals = [msgspec.convert(session.meta.goals, Goals) for session in sessions]
     phases = [(one.offset_s, create(policy, wished)) for one, wished in zip(sessions, goals, strict=True)]
@@ -303,10 +327,19 @@ def _replay(sessions: Sequence[Session], table: Table, policy: str, measured: di
         "mean_slowdown": slowdown,
         "switches": outcome.switches,
         "switched": [
-            {"time_s": one.time_s, "from": one.from_point, "to": one.to_point, "reason": one.reason}
+            {"time_s": one.time_s - phases[0][0], "from": one.from_point, "to": one.to_point, "reason": one.reason}
             for one in outcome.switch_events
         ],
     }
+
+
+def _tick_before_s(session: Session) -> float:
+    """A moment before the session begins from which the agent's ticks lie whole seconds away, by the journal's clock.
+
+    A replay that decides part of a second earlier or later sees another rate where the load has just changed.
+    """
+    second_s = (session.decisions[1].t_mono_ns - session.meta.t_mono_ns) / 1e9
+    return session.offset_s + second_s - 2.0
 
 
 def _mean_slowdown(sessions: Sequence[Session]) -> float:
