@@ -64,7 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_rounds: int = 30
     warmup: int = 5  # inferences before each cell
     walks: int = 15  # per family, at most, for the switch costs
-    rests_ms: tuple[float, ...] = (4.0, 20.0, 80.0)  # before each answer, for the duty-cycle fit; empty: no fit
+    rests_ms: tuple[float, ...] = (1.0, 4.0, 20.0, 80.0)  # before each answer, for the duty-cycle fit; empty: no fit
     temperature_band_c: float = 3.0  # a round begins within so much of the first one's temperature ...
     temperature_wait_s: float = 10.0  # ... or after so long, and is then left out
     seconds_per_cell: float | None = None  # None: what the budget allows

@@ -13,7 +13,7 @@ from calibration.measure import Settings, calibrate
 from calibration.rounds import Visit
 from calibration.table import Duty
 
-RESTS_MS = (4.0, 20.0, 80.0)
+RESTS_MS = Settings().rests_ms
 
 
 def _visits(curve, rounds=4, joules=None):
@@ -27,7 +27,7 @@ def _visits(curve, rounds=4, joules=None):
 def _duty(**changes):
     values = {
         "rests_ms": RESTS_MS,
-        "latency_ms": (2.5, 3.5, 5.0),
+        "latency_ms": (2.2, 2.5, 3.5, 5.0),
         "settle_ms": 25.0,
         "extra_ms": 3.0,
         "extra_low_ms": 2.5,
@@ -39,22 +39,26 @@ def _duty(**changes):
 
 
 class TestFit:
-    @given(p50=st.floats(0.1, 50), extra=st.floats(0.01, 50), settle=st.floats(2, 100))
+    @given(p50=st.floats(0.1, 50), extra=st.floats(0.01, 50), settle=st.floats(0.5, 100))
     def test_a_curve_of_its_own_kind_is_found_again(self, p50, extra, settle):
         def curve(rest):
             return p50 + extra * (1 - math.exp(-rest / settle))
 
-        found = fit(_visits(curve), p50, 1, None, [None] * 12)
+        found = fit(_visits(curve), p50, 1, None, [None] * 16)
         for rest in (0.0, 2.0, 10.0, 40.0, 80.0):
             assert p50 + found.extra_ms * found.rested(rest) == pytest.approx(curve(rest), rel=0.05)
         assert found.latency_ms == pytest.approx([curve(rest) for rest in RESTS_MS])
 
+    def test_what_comes_within_a_fast_networks_own_rests_is_seen(self):
+        found = fit(_visits(lambda rest: 0.6 + (0.3 if rest else 0.0)), 0.6, 1, None, [None] * 16)
+        assert 0.6 + found.extra_ms * found.rested(0.7) == pytest.approx(0.9, rel=0.05)
+
     def test_an_engine_that_does_not_mind_resting_has_no_extra(self):
-        found = fit(_visits(lambda rest: 2.0), 2.0, 1, None, [None] * 12)
+        found = fit(_visits(lambda rest: 2.0), 2.0, 1, None, [None] * 16)
         assert (found.extra_ms, found.extra_low_ms, found.extra_high_ms) == pytest.approx((0, 0, 0))
 
     def test_answers_faster_than_back_to_back_are_noise_and_never_a_bonus(self):
-        assert fit(_visits(lambda rest: 1.9), 2.0, 1, None, [None] * 12).extra_ms == 0
+        assert fit(_visits(lambda rest: 1.9), 2.0, 1, None, [None] * 16).extra_ms == 0
 
     def test_energy_above_idle_rises_along_the_same_curve_per_image(self):
         def curve(rest):
@@ -68,9 +72,9 @@ class TestFit:
     def test_rounds_that_differ_widen_its_interval(self):
         visits = _visits(lambda rest: 2.0 + 3.0 * (1 - math.exp(-rest / 20.0)))
         noisy = [visit._replace(latencies_ms=visit.latencies_ms * (1 + 0.05 * visit.round)) for visit in visits]
-        found = fit(noisy, 2.0, 1, None, [None] * 12)
+        found = fit(noisy, 2.0, 1, None, [None] * 16)
         assert found.extra_low_ms < found.extra_ms < found.extra_high_ms
-        assert found.rounds == 4 and found.samples == 60
+        assert found.rounds == 4 and found.samples == 80
 
 
 class TestPlan:
@@ -84,7 +88,7 @@ class TestPlan:
 
     def test_the_longest_rest_is_given_up_first_and_one_alone_is_not_worth_it(self):
         assert plan(RESTS_MS, [1.0] * 4, 60).rests_ms == RESTS_MS
-        assert plan(RESTS_MS, [1.0] * 20, 12).rests_ms == RESTS_MS[:2]
+        assert plan(RESTS_MS, [1.0] * 20, 12).rests_ms == RESTS_MS[:3]
         assert plan(RESTS_MS, [1.0] * 20, 2) is None
 
 
