@@ -50,18 +50,19 @@ from subnets.errors import Busy
 
 # Load as a share of what the largest subnet can answer beside the generator; deadline over its 99th percentile. Each
 # lies where the policy's choice is clear once it has settled, the largest subnet or the smallest, for seven per cent
-# more load or less: on a border noise decides.
+# more load or less: on a border noise decides. And the one chosen is at most half busy: where it is nearly full, the
+# longest waits are those of the machine's slowest seconds.
 PHASES = (
     (0.2, 8.0),
-    (1.1, 1.0),
-    (0.5, 4.0),
-    (1.2, 1.0),
-    (0.3, 3.0),
-    (1.1, 0.9),
-    (0.6, 5.0),
-    (1.2, 1.1),
+    (0.75, 1.0),
     (0.4, 4.0),
-    (1.0, 1.0),
+    (0.8, 1.0),
+    (0.3, 3.0),
+    (0.75, 0.9),
+    (0.4, 5.0),
+    (0.8, 1.1),
+    (0.3, 4.0),
+    (0.7, 1.0),
 )
 PHASE_S = 24.0
 QUEUE_LIMIT = 4096

@@ -191,6 +191,13 @@ def test_a_page_without_any_record_names_every_arm_as_not_run(study, tmp_path):
     assert "%)" not in text and list((tmp_path / "pictures").iterdir()) == []
 
 
+def test_the_page_in_the_docs_is_what_the_records_give(study, root, tmp_path):
+    written = study.results.write(root / "benchmarks/results/study", tmp_path / "results.md", tmp_path / "pictures")
+    for path in written:
+        kept = (root / "docs" / path.relative_to(tmp_path)).read_text()
+        assert path.read_text() == kept, "run python -m benchmarks.study report and commit what it writes"
+
+
 def test_a_sparse_pretraining_leaves_its_norms_for_the_report(study, small, few, tmp_path):
     runner = study.runs.Runner(small, few, records=tmp_path / "r", work=tmp_path / "w")
     runner.run(small.arm("later"), 0)
