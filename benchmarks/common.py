@@ -36,6 +36,7 @@ from subnets.spec import Ladder, SubnetSpec
 ROOT = Path(__file__).resolve().parent.parent
 RESNET18_SHARES = (0.20, 0.40, 0.66, 1.0)  # of the full network's MACs
 _LEAST_SHARE_OF_A_GROUP = 0.125
+_RISE = 0.7, 1.1  # of the factors, from the first channel group to the last
 
 
 def random_bundle(
@@ -57,8 +58,9 @@ def _random_bundle(
 ) -> Bundle:
     """Writes a bundle of nested, non-uniform subnets with random weights, and its OpenVINO exports.
 
-    Each channel group has a factor of its own, drawn once; a subnet's widths are these factors times one number, chosen
-    so that the MACs come nearest to its share. So ladders of the same architecture differ in nothing but ``align``:
+    Each channel group has a factor of its own, drawn once, and larger the deeper it lies, as in ladders sampled from
+    trained networks; a subnet's widths are these factors times one number, chosen so that the MACs come nearest to its
+    share. So ladders of the same architecture differ in nothing but ``align``:
     widths are its multiples, or for 1 odd numbers, the kind that engines pad.
 
     Args:
@@ -78,7 +80,8 @@ def _random_bundle(
     torch.manual_seed(0)
     network = architectures.build(architecture).eval()
     traced = trace(network, image)
-    factors = dict(zip(traced.full, np.random.default_rng(0).uniform(0.7, 1.3, len(traced.full)), strict=True))
+    drawn = np.random.default_rng(0).uniform(0.7, 1.3, len(traced.full)) * np.linspace(*_RISE, len(traced.full))
+    factors = dict(zip(traced.full, drawn, strict=True))
     ladder = Ladder([SubnetSpec(f"s{round(100 * share)}", _widths(traced, factors, share, align)) for share in shares])
     manifest = Manifest(
         schema=SCHEMA,

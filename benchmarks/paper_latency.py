@@ -1,7 +1,7 @@
 """The paper's spread on this processor: ResNet-18, 224 x 224, batch 1, four subnets, aligned widths and odd ones.
 
 Subnets of 20, 40, 66 and 100 % of the MACs with random weights (Lou et al., DAC 2020, measured 30.5 to 65.4 ms on their
-CPU: 2.14 times). Two ladders from the same factors differ only in the widths' alignment: multiples of 16, or odd
+CPU: 2.14 times). Two ladders from the same factors differ only in the widths' alignment: multiples of 32, or odd
 numbers. All engines are loaded; in every round each answers for a while, in random order; ratios are taken within a
 round, so that a slow minute of the machine hits both sides.
 
@@ -29,7 +29,7 @@ from backends.runtime import usable_processors
 from calibration.statistics import Interval, positive_interval
 from subnets.bundle import Bundle
 
-LADDERS = {"aligned": 16, "odd": 1}
+LADDERS = {"aligned": 32, "odd": 1}  # 32 channels in bf16 fill a register of AVX-512 and a row of an AMX tile
 ASKED_SPREAD = {"f32": 4.0, "bf16": 2.8}
 ASKED_SHARE_OF_MACS_FALL = {"f32": 0.85}
 _WARMUP = 5  # the first answers of an engine after another one's find its weights out of the cache
