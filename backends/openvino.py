@@ -117,10 +117,11 @@ class OpenVINOEngine(Engine):
         self._reads: Batch | None = None  # the array bound as input, and a flat view of it
         self._flat = np.empty(0, np.float32)
         self._writes: Batch | None = None  # the array bound as output
-        # Twice: the first inference of a batch size creates its kernels, the second finds the weights in the cache.
-        for shape in self._buffers:
-            for _ in range(2):
-                self.infer(np.zeros(shape, np.float32))
+        try:
+            self._warm()
+        except TypeError:  # of an OpenVINO whose layers are others: the front one is slower and always the same
+            self._run = self._request.infer
+            self._warm()
         self._memory_bytes = growth(before)
 
     def infer(self, batch: Batch) -> Batch:
@@ -143,6 +144,12 @@ class OpenVINOEngine(Engine):
         if not (all_finite(buffer.whole) if buffer.copies else math.isfinite(buffer.sum.item())):
             self._judge(buffer)
         return buffer.output.copy()
+
+    def _warm(self) -> None:
+        """Twice: the first inference of a batch size creates its kernels, the second finds the weights in the cache."""
+        for shape in self._buffers:
+            for _ in range(2):
+                self.infer(np.zeros(shape, np.float32))
 
     def _judge(self, buffer: _Buffer) -> None:
         """Raises what is to be said of images and logits whose sum is not finite; a sum may overflow by itself."""
@@ -209,8 +216,12 @@ class _Buffer:
 
 
 def _bare(request: Any) -> Callable[[], Any]:
-    """``request.infer`` without its Python layer, which looks for inputs given by name: all is bound already."""
-    return functools.partial(super(type(request), request).infer, {}, share_outputs=True, decode_strings=False)
+    """``request.infer`` without its Python layer, which looks for inputs given by name: all is bound already.
+
+    Where OpenVINO's classes are layered otherwise it may raise TypeError when it is called.
+    """
+    below = getattr(super(type(request), request), "infer", request.infer)
+    return functools.partial(below, {}, share_outputs=True, decode_strings=False)
 
 
 def _can_be_shared(batch: Batch) -> bool:
