@@ -93,7 +93,7 @@ def plan(table: Table, *, duration_s: float, seed: int = 0) -> Day:
 
     The box is a scenario: it idles at a fifth of what the largest subnet adds at the usual load, and its battery holds
     what the smallest subnet would draw over the day and 85 % of what the largest would draw beyond it. Energies
-    per answer are the table's.
+    per answer are the table's, back to back; what rests add is left out, here, in the box and in the replay.
     """
     rungs = frontier(table.select())
     largest, batch_size = rungs[-1], rungs[-1].batch_size
@@ -115,7 +115,7 @@ def plan(table: Table, *, duration_s: float, seed: int = 0) -> Day:
     if all(row.net_energy_j for row in table.rows) and largest.net_energy_j:
         notes = ()
         net_w = _USUAL * top_hz * batch_size * largest.net_energy_j
-        table = msgspec.structs.replace(table, idle_power_w=_IDLE * net_w)
+        table = msgspec.structs.replace(table, idle_power_w=_IDLE * net_w, rows=tuple(map(_restless, table.rows)))
         power_w = (1 + _IDLE) * net_w
         # With the largest subnet at the usual load: 9 degrees below the limit in cool air, above it in hot.
         resistance = (_LIMIT_C - 9.0 - _COOL_C) / power_w
@@ -133,6 +133,13 @@ def plan(table: Table, *, duration_s: float, seed: int = 0) -> Day:
         batch_size=batch_size,
         notes=notes,
     )
+
+
+def _restless(row: Row) -> Row:
+    """The row without the energy that rests add."""
+    if row.duty is None:
+        return row
+    return msgspec.structs.replace(row, duty=msgspec.structs.replace(row.duty, extra_net_energy_j=None))
 
 
 def _with_battery(table: Table, plant: Plant, trace: Trace, power_w: float) -> Plant:

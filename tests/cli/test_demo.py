@@ -105,6 +105,28 @@ def test_the_box_books_what_answers_and_idling_draw(day):
     assert values["temperature_c"] > 20.0
 
 
+def test_what_rests_add_is_left_out_of_the_box_and_of_the_replay_alike():
+    duty = tables.Duty(
+        rests_ms=(1.0, 4.0),
+        latency_ms=(2.0, 3.0),
+        settle_ms=1.0,
+        extra_ms=0.0,
+        extra_low_ms=0.0,
+        extra_high_ms=0.1,
+        rounds=4,
+        samples=40,
+        extra_net_energy_j=1e-3,
+    )
+    steady = table()
+    resting = msgspec.structs.replace(
+        steady, rows=tuple(msgspec.structs.replace(each, duty=duty) for each in steady.rows)
+    )
+    outcomes = [compare(plan(each, duration_s=36.0)) for each in (steady, resting)]
+    for name in ("smallest", "largest"):
+        assert outcomes[1][name].energy_j == pytest.approx(outcomes[0][name].energy_j)
+        assert outcomes[1][name].peak_temperature_c == pytest.approx(outcomes[0][name].peak_temperature_c)
+
+
 def test_without_energies_neither_battery_nor_heat_play_a_part():
     day = plan(table((None, None, None)), duration_s=36.0)
     assert day.notes
