@@ -48,10 +48,9 @@ from simulation.replay import simulate
 from subnets.bundle import Bundle
 from subnets.errors import Busy
 
-# Load as a share of what the largest subnet can answer beside the generator; deadline over its 99th percentile. Each
-# lies where the policy's choice is clear once it has settled, the largest subnet or the smallest, for seven per cent
-# more load or less: on a border noise decides. And the one chosen is at most half busy: where it is nearly full, the
-# longest waits are those of the machine's slowest seconds.
+# Load as a share of what the largest subnet can answer beside the generator; deadline over its 99th percentile. Quiet
+# phases are for the largest subnet, busy ones for smaller ones, and none lies near to what the smallest can answer:
+# where an engine is nearly full, the longest waits are those of the machine's slowest seconds.
 PHASES = (
     (0.2, 8.0),
     (0.75, 1.0),
@@ -66,6 +65,7 @@ PHASES = (
 )
 PHASE_S = 24.0
 QUEUE_LIMIT = 4096
+_LEAST_MINUTES = 0.1
 _SETTLE_S = 3.0  # for the neighbours' engines to be loaded
 _IDLE_S = 2.0
 _PACED_S = 10.0
@@ -86,8 +86,8 @@ def main() -> None:
     parser.add_argument("--journal", type=Path, help="folder to keep the journal in")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if options.minutes <= 0:
-        parser.error("--minutes must be above 0")
+    if options.minutes < _LEAST_MINUTES:
+        parser.error(f"--minutes must be at least {_LEAST_MINUTES}, for the agent to decide a few times")
 
     bundle, backend = Bundle.open(options.bundle), create_backend("openvino")
     if options.table is not None:

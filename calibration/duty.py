@@ -2,7 +2,7 @@
 
 Back to back an engine keeps clocks high and caches warm. At ten answers a second it is up to four times slower, so a
 table of the tight loop alone would promise too much. The curve rises from the latency back to back and levels off:
-``p50 + extra * (1 - exp(-rest / settle))``; two numbers, from three rests.
+``p50 + extra * (1 - exp(-rest / settle))``, two numbers.
 
 * :func:`plan`: what fits into the time. :func:`fit`: from visits to a :class:`calibration.table.Duty`.
 """
