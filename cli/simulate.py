@@ -251,11 +251,12 @@ def _verify(table: Table, paths: Sequence[str], json_file: str | None) -> None:
     """Replays each session with the policy it recorded; exit code 1 when a decision differs."""
     from cli._output import console, emit_json
     from simulation.journal import read
-    from simulation.verify import elsewhere, verify_recorded
+    from simulation.verify import elsewhere, table_key, verify_recorded
 
     journal = read(paths)
     compared, mismatches = verify_recorded(journal, table)
     others = elsewhere(journal, table)
+    made_with = {session.meta.table_key for session in journal.sessions} - {""}
     if json_file:
         emit_json(json_file, {"decisions": compared, "mismatches": mismatches, "other_tables": others})
     if json_file != "-":
@@ -263,6 +264,9 @@ def _verify(table: Table, paths: Sequence[str], json_file: str | None) -> None:
         out.print(f"{compared:,} decisions replayed, {len(mismatches):,} differ", markup=False)
         for key, count in others.items():
             out.print(f"  {count:,} were made with table {key}; verify them with that one", markup=False)
+        if made_with and table_key(table) not in made_with:
+            said = f"none were made with this table but with {', '.join(sorted(made_with))}; verify them with that one"
+            out.print(f"  {said}", markup=False)
         for miss in mismatches[:10]:
             said = f"{miss.time_s:.3f} s: {miss.field} was '{miss.recorded}', is '{miss.replayed}'"
             out.print(f"  {said}", markup=False)

@@ -63,6 +63,8 @@ def environment(path: Path, times: Floats, values: Mapping[str, Floats]) -> Trac
 
 def ascending(place: str, previous: float, now: float, *, strict: bool) -> float:
     """``now``, when it is not before ``previous`` (nor equal, if ``strict``) and not negative."""
-    if now < 0 or now < previous or (strict and now == previous):
+    if now < 0:
+        raise InputError(f"{place}: time {now:g} s is negative; times must ascend from 0")
+    if now < previous or (strict and now == previous):
         raise InputError(f"{place}: time {now:g} s comes after {previous:g} s; times must ascend from 0")
     return now

@@ -86,6 +86,18 @@ def test_verify_replays_a_journal_and_fails_when_a_decision_differs(table_file, 
     path.write_text(json.dumps(meta) + "\n" + json.dumps({**decision, "reason": "other"}) + "\n")
     result = CliRunner().invoke(simulate, [table_file, "--trace", str(path), "--verify"])
     assert result.exit_code == 1 and "reason was 'other'" in result.output
+    assert "this table" not in result.output  # an old journal does not know its table
+
+
+def test_verify_says_that_a_journal_was_made_with_another_table(table_file, tmp_path):
+    times = {"t_mono_ns": 0, "t_unix_ns": 0}
+    meta = {"kind": "meta", **times, "schema": 1, "policy": {"name": "largest", "options": {}}, "goals": {}}
+    decision = {"kind": "decision", **times, "conditions": {"time_s": 0.0}, "current": None}
+    decision |= {"point": "s50@toy:f32:b1", "reason": "then", "bound": ""}
+    path = tmp_path / "j.jsonl"
+    path.write_text(json.dumps({**meta, "table_key": "0123abcd"}) + "\n" + json.dumps(decision) + "\n")
+    result = CliRunner().invoke(simulate, [table_file, "--trace", str(path), "--verify"])
+    assert result.exit_code == 1 and "none were made with this table but with 0123abcd" in result.output
 
 
 def test_a_trace_is_made_shown_and_read_back(tmp_path):

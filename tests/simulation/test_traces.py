@@ -116,6 +116,7 @@ def test_an_environment_csv_is_a_step_function(tmp_path):
     ("text", "message"),
     [
         ("arrival_s\n1\n0.5\n", r"line 3: time 0\.5 s comes after 1 s"),
+        ("arrival_s\n-1\n0.5\n", "line 2: time -1 s is negative; times must ascend from 0"),
         ("arrival_s\n-1\n", "line 2: time -1"),
         ("arrival_s\nnan\n", "line 2: arrival_s is 'nan'"),
         ("arrival_s\nx\n", "line 2: arrival_s is 'x'"),
