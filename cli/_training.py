@@ -57,6 +57,7 @@ def checked_device(name: str) -> str:
         raise InputError(f"device '{name}' is unknown; use 'cpu' or 'cuda'")
     if name == "cuda" and not torch.cuda.is_available():
         raise UnavailableError("torch sees no CUDA device here; leave --device out, or install torch for CUDA")
+    torch.backends.cudnn.allow_tf32 = False  # what is said to be f32 is f32
     return name
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from subnets.errors import InputError
+from subnets.passes import Pass
 from subnets.supernet import Supernet
 from subnets.teachers import TEACHERS, teacher
 from subnets.training import Objective, Recipe
@@ -85,6 +87,7 @@ class JointObjective(Objective):
             # One graph per subnet comes from one code object; the default limit is eight.
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(self._names))
             self._run = torch.compile(supernet, dynamic=False)
+        self._passes = {name: Pass(supernet, partial(self._loss, name)) for name in self._names}
 
     def begin(self, average: Mapping[str, Tensor]) -> None:
         """Shows the teacher the moving average."""
@@ -92,20 +95,24 @@ class JointObjective(Objective):
 
     def backward(self, images: Tensor, labels: Tensor, share_done: float) -> Tensor:
         """One pass of every chosen subnet; returns the mean of their losses."""
-        output = self._forward(images, self._names[-1])
-        loss = nn.functional.cross_entropy(output, labels)
-        (self._full_weight * loss).backward()  # type: ignore[no-untyped-call]
-        total = loss.detach()
+        loss, output = self._passes[self._names[-1]](images, labels)
+        total = loss / self._full_weight
         names = self._chosen(share_done)
-        target = self._target(images, output) if names and self._soft else None
+        target = [self._target(images, output)] if names and self._soft else []
         for name in names:
-            output = self._forward(images, name)
-            loss = (1 - self._soft) * nn.functional.cross_entropy(output, labels)
-            if target is not None:
-                loss = self._soft * nn.functional.cross_entropy(output, target) + loss
-            loss.backward()  # type: ignore[no-untyped-call]
-            total = total + loss.detach()
+            loss, _ = self._passes[name](images, labels, *target)
+            total = total + loss
         return total / (1 + len(names))
+
+    def _loss(self, name: str, images: Tensor, labels: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        output = self._forward(images, name)
+        loss = nn.functional.cross_entropy(output, labels)
+        if name == self._names[-1]:
+            return self._full_weight * loss, output
+        loss = (1 - self._soft) * loss
+        if target is not None:
+            loss = self._soft * nn.functional.cross_entropy(output, target) + loss
+        return loss, output
 
     def _target(self, images: Tensor, live: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bf16):

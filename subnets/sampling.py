@@ -244,7 +244,7 @@ def fine_tune(
     numbers = msgspec.to_builtins(options)
     train(objective, dataset, recipe, checkpoint=checkpoint, options=numbers, team=team, on_step=on_step)
     if team.rank == 0:
-        statistics = _choose_statistics(supernet.cpu(), dataset)
+        statistics = _choose_statistics(supernet, dataset, device)
         training = {
             "recipe": msgspec.to_builtins(recipe),
             **numbers,
@@ -252,16 +252,16 @@ def fine_tune(
             "statistics": statistics,
             **(provenance or {}),
         }
-        _write_back(bundle, supernet, dataset, training)
+        _write_back(bundle, supernet, dataset, training, device)
     team.wait()
     return Bundle.open(bundle.path)
 
 
-def _choose_statistics(supernet: Supernet, dataset: Dataset) -> dict[str, str]:
+def _choose_statistics(supernet: Supernet, dataset: Dataset, device: str) -> dict[str, str]:
     """Keeps each subnet's averaged or its recalibrated statistics; which, by name."""
     statistics = {}
     for subnet in supernet.ladder.names:
-        plain = supernet.extract(subnet)
+        plain = supernet.extract(subnet).to(device)
         before = _top1(plain, dataset, dataset.validation)
         recalibrate(plain, dataset)
         better = _top1(plain, dataset, dataset.validation) >= before
@@ -271,20 +271,20 @@ def _choose_statistics(supernet: Supernet, dataset: Dataset) -> dict[str, str]:
     return statistics
 
 
-def _write_back(bundle: Bundle, supernet: Supernet, dataset: Dataset, training: dict[str, Any]) -> None:
+def _write_back(bundle: Bundle, supernet: Supernet, dataset: Dataset, training: dict[str, Any], device: str) -> None:
     earlier = sum(key.startswith("training") for key in bundle.manifest.provenance)
     made = {**bundle.manifest.provenance, f"training_{earlier + 1}" if earlier else "training": training}
     manifest = msgspec.structs.replace(bundle.manifest, exports=(), provenance=made)
-    manifest = _with_accuracy(manifest, evaluate(supernet, dataset, "test"))
+    manifest = _with_accuracy(manifest, evaluate(supernet, dataset, "test", device))
     save(bundle.path, manifest, supernet.tensors(), card(manifest))
 
 
-def evaluate(supernet: Supernet, dataset: Dataset, split: str) -> dict[str, Accuracy]:
+def evaluate(supernet: Supernet, dataset: Dataset, split: str, device: str = "cpu") -> dict[str, Accuracy]:
     """Accuracy of every subnet on a split (``test`` or ``validation``), f32."""
     images: Split = getattr(dataset, split)
     found = {}
     for subnet in supernet.ladder.names:
-        share = _top1(supernet.extract(subnet), dataset, images)
+        share = _top1(supernet.extract(subnet).to(device), dataset, images)
         found[subnet] = wilson(round(share * len(images)), len(images), f"{dataset.name} {split}")
     return found
 

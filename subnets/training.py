@@ -17,17 +17,22 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from subnets.data import Dataset, Split
+from subnets.data import ArraySplit, Dataset, Images, Split
 from subnets.errors import InputError
+from subnets.passes import Pass
 from subnets.pointwise import sound_gradients
 from subnets.team import ALONE, Team
+
+_CHUNK = 64  # batches that are augmented together on an accelerator
+_LOOK = 50  # steps between two looks at the loss there, for each of which it must come to a halt
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,22 +131,54 @@ class PlainObjective(Objective):
         self.module = network
         self._forward: Callable[[Tensor], Tensor] = torch.compile(network) if recipe.compile else network
         self._bf16 = recipe.precision == "bf16"
+        self._pass = Pass(network, self._loss)
 
     def backward(self, images: Tensor, labels: Tensor, share_done: float) -> Tensor:
         """One forward and backward pass."""
+        loss, _ = self._pass(images, labels)
+        return loss
+
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bf16):
-            output = self._forward(images)
-        loss = nn.functional.cross_entropy(output.float(), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+            output = self._forward(images).float()
+        return nn.functional.cross_entropy(output, labels), output
 
 
 def to_tensor(images: np.ndarray[Any, np.dtype[np.uint8]], dataset: Dataset) -> Tensor:
     """uint8 [N, C, H, W] -> normalised float tensor of the same shape, channels last in memory."""
-    mean = torch.tensor(dataset.mean).view(-1, 1, 1)
-    std = torch.tensor(dataset.std).view(-1, 1, 1)
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).float().div_(255.0)
-    return pixels.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+    return _normalised(torch.from_numpy(np.ascontiguousarray(images)), dataset)
+
+
+def _normalised(images: Tensor, dataset: Dataset) -> Tensor:
+    mean = torch.tensor(dataset.mean, device=images.device).view(-1, 1, 1)
+    std = torch.tensor(dataset.std, device=images.device).view(-1, 1, 1)
+    return images.float().div_(255.0).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+
+class _Draw(NamedTuple):
+    """One batch by its numbers: which images, and where each row and column of them is read in the padded image."""
+
+    indices: NDArray[np.int64]  # [n]
+    rows: NDArray[np.int64]  # [n, H]
+    columns: NDArray[np.int64]  # [n, W]
+
+
+def _draws(
+    split: Split, dataset: Dataset, size: tuple[int, int], batch_size: int, seed: int, epoch: int, team: Team
+) -> Iterator[_Draw]:
+    random = np.random.Generator(np.random.PCG64([seed, epoch]))
+    order = random.permutation(len(split))
+    count = min(batch_size, len(split))
+    if count % team.count:
+        raise InputError(f"a batch of {count} images cannot be shared by {team.count} processes; give a multiple")
+    share = count // team.count
+    mine = slice(team.rank * share, (team.rank + 1) * share)
+    for start in range(0, len(order) - count + 1, count):
+        shifts = random.integers(0, 2 * dataset.pad + 1, (2, count, 1))[:, mine]
+        mirrored = (random.random(count) < 0.5)[mine] if dataset.flip else np.zeros(share, bool)
+        rows, columns = shifts[0] + np.arange(size[0]), shifts[1] + np.arange(size[1])
+        columns[mirrored] = columns[mirrored, ::-1]
+        yield _Draw(order[start : start + count][mine], rows, columns)
 
 
 def augmented(
@@ -154,26 +191,42 @@ def augmented(
     Raises:
         InputError: a batch cannot be shared out equally.
     """
-    random = np.random.Generator(np.random.PCG64([seed, epoch]))
-    order = random.permutation(len(split))
-    size = min(batch_size, len(split))
-    if size % team.count:
-        raise InputError(f"a batch of {size} images cannot be shared by {team.count} processes; give a multiple")
-    share = size // team.count
-    mine = slice(team.rank * share, (team.rank + 1) * share)
-    for start in range(0, len(order) - size + 1, size):
-        shifts = random.integers(0, 2 * dataset.pad + 1, (2, size, 1))[:, mine]
-        mirrored = (random.random(size) < 0.5)[mine] if dataset.flip else np.zeros(share, bool)
-        indices = order[start : start + size][mine]
-        images = split.read(indices)
-        count, _, height, width = images.shape
-        if dataset.pad:
-            pad = dataset.pad
-            images = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-        rows, columns = shifts[0] + np.arange(height), shifts[1] + np.arange(width)
-        columns[mirrored] = columns[mirrored, ::-1]
-        picked = images[np.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    for indices, rows, columns in _draws(split, dataset, dataset.shape[1:], batch_size, seed, epoch, team):
+        images = _padded(split.read(indices), dataset.pad)
+        picked = images[np.arange(len(images))[:, None, None], :, rows[:, :, None], columns[:, None, :]]
         yield to_tensor(picked.transpose(0, 3, 1, 2), dataset), torch.from_numpy(split.labels[indices])
+
+
+def _padded(images: Images, pad: int) -> Images:
+    return np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad))) if pad else images
+
+
+class Resident:
+    """Images that lie on an accelerator and are shifted and mirrored there, so that it need not wait for the host.
+
+    Args:
+        split: held in memory; goes to the device whole.
+        dataset: how its images are augmented and normalised.
+        device: of torch.
+    """
+
+    def __init__(self, split: ArraySplit, dataset: Dataset, device: torch.device) -> None:
+        self._split, self._dataset, self._device = split, dataset, device
+        padded = _padded(split.images, dataset.pad).transpose(0, 2, 3, 1)
+        self._images = torch.from_numpy(np.ascontiguousarray(padded)).to(device)
+        self._labels = torch.from_numpy(split.labels).to(device)
+
+    def augmented(self, batch_size: int, seed: int, epoch: int, team: Team = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of :func:`augmented`, on the device."""
+        size = self._split.images.shape[2:]
+        draws = _draws(self._split, self._dataset, size, batch_size, seed, epoch, team)
+        while some := list(islice(draws, _CHUNK)):
+            together = [np.concatenate(part) for part in zip(*some, strict=True)]
+            indices, rows, columns = (torch.from_numpy(part).to(self._device) for part in together)
+            picked = self._images[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
+            images = _normalised(picked.permute(0, 3, 1, 2), self._dataset)
+            parts = len(some)
+            yield from zip(images.chunk(parts), self._labels[indices].chunk(parts), strict=True)
 
 
 class Checkpoint:
@@ -251,6 +304,7 @@ def train(
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
+        fused=device.type == "cuda",
     )
     per_epoch = max(1, len(dataset.train) // min(recipe.batch_size, len(dataset.train)))
     steps = recipe.epochs * per_epoch
@@ -261,30 +315,39 @@ def train(
         try:
             module.load_state_dict(state["module"])
             optimizer.load_state_dict(state["optimizer"])
-            average = {name: value.to(device) for name, value in state["average"].items()}
+            average = {name: state["average"][name].to(device) for name in average}
             first, smooth = state["epoch"] + 1, state["loss"]
         except (KeyError, ValueError, RuntimeError):
             raise InputError(f"{checkpoint}: this checkpoint is of another network; delete it to start over") from None
     objective.begin(average)
+    values = [value for _, value in _floats(module)]
+    host = device.type == "cpu"
+    resident = Resident(dataset.train, dataset, device) if not host and isinstance(dataset.train, ArraySplit) else None
     step = first * per_epoch
     for epoch in range(first, recipe.epochs):
         module.train()
-        for images, labels in augmented(dataset.train, dataset, recipe.batch_size, recipe.seed, epoch, team):
+        order = (recipe.batch_size, recipe.seed, epoch, team)
+        unseen: list[Tensor] = []
+        for images, labels in resident.augmented(*order) if resident else augmented(dataset.train, dataset, *order):
             rate, share_done = recipe.rate(step, steps), step / steps
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
             mean = objective.backward(images.to(device), labels.to(device), share_done)
-            team.average([mean, *_reduced(module)])
-            loss = float(mean)
-            if not math.isfinite(loss):
-                where = f"; the last good state is {checkpoint}" if store and epoch else ""
-                raise InputError(f"the loss is not a number at step {step}: lower the learning rate{where}")
+            if team.count > 1:
+                team.average([mean, *_reduced(module)])
+            unseen.append(mean)
+            if host or len(unseen) == _LOOK or (step + 1) % per_epoch == 0:
+                for loss in torch.stack(unseen).tolist():
+                    if not math.isfinite(loss):
+                        where = f"; the last good state is {checkpoint}" if store and epoch else ""
+                        raise InputError(f"the loss is not a number at step {step}: lower the learning rate{where}")
+                    smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
+                unseen.clear()
             optimizer.step()
             objective.after_step(rate, share_done)
             step += 1
-            _blend(average, module, min(recipe.average, step / (step + 10)))
-            smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
+            torch._foreach_lerp_(list(average.values()), values, 1 - min(recipe.average, step / (step + 10)))
             on_step(Progress(epoch=epoch, epochs=recipe.epochs, step=step, steps=steps, loss=smooth))
         if store and team.rank == 0:
             store.save(
@@ -307,12 +370,6 @@ def _reduced(module: nn.Module) -> Iterator[Tensor]:
     """What a team averages beside the loss: gradients, and the batch-norm statistics of its shares of the batch."""
     yield from (value.grad for value in module.parameters() if value.grad is not None)
     yield from (value for value in module.buffers() if value.is_floating_point())
-
-
-@torch.no_grad()
-def _blend(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
-    names, values = zip(*_floats(module), strict=True)
-    torch._foreach_lerp_([average[name] for name in names], list(values), 1 - decay)
 
 
 @torch.no_grad()

@@ -14,6 +14,11 @@ hypothesis.settings.load_profile("gearshift")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Marks of tests that need what not every machine has."""
+    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU; 'make test-gpu' runs these")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository's root."""

@@ -67,6 +67,7 @@ def _list(records: Path, device: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from backends.runtime import Processor
+    from cli._training import checked_device
     from subnets.data import load
     from subnets.errors import InputError
     from subnets.heap import keep_freed_memory
@@ -74,6 +75,7 @@ def _run(options: argparse.Namespace) -> int:
     from .runs import Runner
 
     keep_freed_memory()
+    checked_device(options.device)
     for study, arms in chosen(options.names):
         source = getattr(options, study.data)
         if source is None:

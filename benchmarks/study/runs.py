@@ -230,7 +230,7 @@ class Runner:
                     on_step=self._watch(f"{self.study.name}/{arm.name}", clock),
                 )
             supernet = Supernet.from_bundle(bundle)
-            found = {split: evaluate(supernet, self.dataset, split) for split in self._splits()}
+            found = {split: evaluate(supernet, self.dataset, split, self.device) for split in self._splits()}
             return found["test"], found.get("validation", {})
         results: dict[str, dict[str, Accuracy]] = {"test": {}, "validation": {}}
         for spec in bundle.ladder:
@@ -251,7 +251,7 @@ class Runner:
                 self._train(network, recipe, file.with_suffix(".checkpoint"), what, clock=clock)
                 save_network(network, file)
             for split in self._splits():
-                results[split][spec.name] = _accuracy(network.eval(), self.dataset, split)
+                results[split][spec.name] = _accuracy(network.eval().to(self.device), self.dataset, split)
         return results["test"], results["validation"]
 
     def _splits(self) -> list[str]:

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from subnets import architectures
+from subnets import architectures, training
 from subnets.data import ArraySplit, Dataset
 from subnets.errors import InputError
 from subnets.groups import trace
 from subnets.joint import JointObjective, JointOptions
 from subnets.spec import Ladder, SubnetSpec
 from subnets.supernet import Supernet
+from subnets.team import Team
 from subnets.training import (
     Objective,
     PlainObjective,
@@ -318,6 +319,18 @@ class TestOrder:
                 kinds.add(image.tobytes() == noise.train.images[seen[-1]].tobytes())
                 assert label == noise.train.labels[seen[-1]]
         assert len(set(seen)) == len(seen) == 32 and kinds == {True, False}
+
+    @pytest.mark.parametrize("team", [Team(), Team(1, 2)])
+    @pytest.mark.parametrize("changes", [{}, {"pad": 0, "flip": False}])
+    def test_images_that_lie_on_a_device_come_in_the_same_batches(self, noise, changes, team, monkeypatch):
+        monkeypatch.setattr(training, "_CHUNK", 3)  # four batches: one whole chunk, one begun
+        data = msgspec.structs.replace(noise, **changes)
+        resident = training.Resident(data.train, data, torch.device("cpu"))
+        ours, theirs = resident.augmented(8, 3, 5, team), augmented(data.train, data, 8, 3, 5, team)
+        pairs = list(zip(ours, theirs, strict=True))
+        assert len(pairs) == 4 and len(pairs[0][0][1]) == 8 // team.count
+        assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in pairs)
+        assert all(a[0].is_contiguous(memory_format=torch.channels_last) for a, _ in pairs)
 
     def test_without_augmentation_images_come_as_they_are(self, noise):
         still = msgspec.structs.replace(noise, pad=0, flip=False)

@@ -30,7 +30,6 @@ TOTAL_BYTES = 1 << 30
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU; 'make test-gpu' runs these")
     config.addinivalue_line("markers", "rtx: runs the real TensorRT-RTX builder, which needs no GPU")
 
 
