@@ -40,7 +40,7 @@ def recipe_options(*, epochs: int, learning_rate: float) -> Callable[[Any], Any]
 
 def device_option(function: Any) -> Any:
     """Adds ``--device``."""
-    return click.option("--device", default="cpu", show_default=True, help="Where to train: cpu or cuda.")(function)
+    return click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu or cuda.")(function)
 
 
 def checked_device(name: str) -> str:

@@ -79,7 +79,6 @@ def command(architecture: str, data: str, out: Path, arguments: tuple[str, ...],
         train(objective, dataset, plan, checkpoint=checkpoint, team=team, on_step=on_step)
     if team.rank:
         return
-    network.cpu()
     save_network(network, out, {"recipe": msgspec.to_builtins(plan), "data": dataset.name, **record()})
     checkpoint.unlink(missing_ok=True)
     if norms:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cli._modules import OwnNetwork, network_options
-from cli._training import DATA_HELP, argument_option, record
+from cli._training import DATA_HELP, argument_option, checked_device, device_option, record
 
 
 @click.command()
@@ -41,6 +41,7 @@ from cli._training import DATA_HELP, argument_option, record
 @click.option("--last-floor", default=0.5, show_default=True, help="The same for the classifier's input.")
 @argument_option
 @click.option("--image-size", default=224, show_default=True, help="For image folders.")
+@device_option
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True), help="Write the ladder as JSON.")
 def command(
     checkpoint: Path | None,
@@ -64,6 +65,7 @@ def command(
     last_floor: float,
     arguments: tuple[str, ...],
     image_size: int,
+    device: str,
     json_file: str | None,
 ) -> None:
     """Sample nested subnets from the trained network in CHECKPOINT (.safetensors, .pt, .pth, .th).
@@ -119,7 +121,8 @@ def command(
         )
     trained = checkpoint_record(checkpoint) if checkpoint else {"factory": described.name}
     made = {"pretraining": trained, "sampled": record()}
-    bundle = sample(network, described, dataset, options, out, latency_ms=latency_ms, provenance=made)
+    where = checked_device(device)
+    bundle = sample(network, described, dataset, options, out, latency_ms=latency_ms, device=where, provenance=made)
     print_bundle(bundle)
     if latency_ms:
         for spec in bundle.ladder:

@@ -86,17 +86,22 @@ class _Captured(msgspec.Struct, frozen=True):
 def _capture(module: nn.Module, loss: Loss, inputs: Sequence[Tensor]) -> _Captured:
     inputs = [each.clone() for each in inputs]
     every = [value for value in module.parameters() if value.requires_grad]
+
+    def used() -> list[nn.Parameter]:
+        value, _ = loss(*inputs)
+        found = torch.autograd.grad(value, every, allow_unused=True)
+        return [each for each, gradient in zip(every, found, strict=True) if gradient is not None]
+
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UP):
-            value, _ = loss(*inputs)
-            found = torch.autograd.grad(value, every, allow_unused=True)
+            parameters = used()
     torch.cuda.current_stream().wait_stream(stream)
-    parameters = [each for each, gradient in zip(every, found, strict=True) if gradient is not None]
-    del value, found
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         value, output = loss(*inputs)
-        gradients = torch.autograd.grad(value, parameters)
-    return _Captured(graph, inputs, value.detach(), output.detach(), parameters, list(gradients))
+        found = torch.autograd.grad(value, parameters)
+        # In memory as their parameters are, or the optimizer takes them one by one.
+        gradients = [torch.empty_like(each).copy_(gradient) for each, gradient in zip(parameters, found, strict=True)]
+    return _Captured(graph, inputs, value.detach(), output.detach(), parameters, gradients)

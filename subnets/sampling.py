@@ -116,6 +116,7 @@ def sample(
     *,
     name: str = "",
     latency_ms: Callable[[Widths], float] | None = None,
+    device: str = "cpu",
     provenance: dict[str, Any] | None = None,
 ) -> Bundle:
     """Samples nested subnets from a trained network and writes them as a bundle.
@@ -127,6 +128,7 @@ def sample(
         out: the bundle's directory.
         name: the bundle's name; by default the directory's.
         latency_ms: of given widths on the device, for allocation ``latency`` (:class:`subnets.latency.Lookup`).
+        device: where scores, statistics and accuracy are computed, as torch names it.
         provenance: recorded in the bundle beside the options.
 
     Raises:
@@ -141,7 +143,8 @@ def sample(
     traced = trace_with(options.grouper, network, dataset.shape)
     prove_groups(network, traced.groups, dataset.shape)
     normalise = options.normalise or ("group" if options.allocation == "threshold" else None)
-    scores = importance.score(options.score, network, traced, dataset, normalise=normalise)
+    scores = importance.score(options.score, network.to(device), traced, dataset, normalise=normalise)
+    network.cpu()
     if options.sort:
         sort_channels(network, traced.groups, scores)
         scores = {group: values.sort(descending=True).values for group, values in scores.items()}
@@ -160,7 +163,7 @@ def sample(
     for spec in ladder:
         plain = extract(network, traced.groups, spec)
         if spec.widths != traced.full:
-            recalibrate(plain, dataset, batch_count=20)
+            recalibrate(plain.to(device), dataset, batch_count=20)
         supernet.adopt_norms(spec.name, plain)
     manifest = Manifest(
         schema=SCHEMA,
@@ -173,7 +176,7 @@ def sample(
         weights_sha256="",
         provenance={"dataset": dataset.name, **(provenance or {}), "sampling": msgspec.to_builtins(options)},
     )
-    measured = evaluate(supernet, dataset, "test")
+    measured = evaluate(supernet, dataset, "test", device)
     return save(out, _with_accuracy(manifest, measured), supernet.tensors(), card(_with_accuracy(manifest, measured)))
 
 

@@ -130,8 +130,8 @@ class Supernet(nn.Module):
                 if isinstance(module, _Norm):
                     module.num_batches_tracked = None
             templates[spec.name] = template.to("meta")
-        # Templates give structure and hold no memory; a function hides them from the module tree.
-        self._template: Callable[[str], nn.Module] = templates.__getitem__
+        # Templates give structure and hold no memory; in a dict they are no part of the module tree.
+        self._templates = templates
 
     def _add(self, key: str, value: Tensor, *, buffer: bool) -> None:
         key = key.replace(".", "|")  # torch allows no dots in names
@@ -153,7 +153,7 @@ class Supernet(nn.Module):
 
     def forward(self, x: Tensor, subnet: str) -> Tensor:
         """x [N, C, H, W] -> logits [N, classes] of that subnet."""
-        template = self._template(subnet).train(self.training)
+        template = self._templates[subnet].train(self.training)
         return functional_call(template, self.state_of(subnet), (x,))  # type: ignore[no-any-return]
 
     def subnet(self, name: str) -> Callable[[Tensor], Tensor]:
@@ -163,7 +163,7 @@ class Supernet(nn.Module):
 
     def extract(self, subnet: str) -> nn.Module:
         """One subnet as a plain network with its own copies, in eval mode."""
-        module = copy.deepcopy(self._template(subnet)).to_empty(device="cpu").eval()
+        module = copy.deepcopy(self._templates[subnet]).to_empty(device="cpu").eval()
         for norm in module.modules():
             if isinstance(norm, _Norm):
                 norm.num_batches_tracked = torch.tensor(0)

@@ -250,7 +250,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self.path, weights_only=True)
+            state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location="cpu")
         except Exception as error:  # torch.load raises many kinds for a damaged file
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"{self.path}: not a readable checkpoint ({why}); delete it to start over") from None
@@ -304,7 +304,6 @@ def train(
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
-        fused=device.type == "cuda",
     )
     per_epoch = max(1, len(dataset.train) // min(recipe.batch_size, len(dataset.train)))
     steps = recipe.epochs * per_epoch

@@ -162,7 +162,7 @@ class Runner:
             provenance={
                 **provenance(__file__, ["torch"]),
                 "command": f"python -m benchmarks.study run {self.study.name}/{arm.name} "
-                f"--{self.study.data} DIR --seed {seed}",
+                f"--{self.study.data} DIR --seed {seed}" + ("" if self.device == "cpu" else f" --device {self.device}"),
                 "threads": torch.get_num_threads(),
             },
         )
@@ -187,7 +187,8 @@ class Runner:
             save_network(network, path)
             path.with_suffix(".checkpoint").unlink()
         network = open_checkpoint(path, self._architecture)
-        return network, _accuracy(network, self.dataset, "test")
+        share = _accuracy(network.to(self.device), self.dataset, "test")
+        return network.cpu(), share
 
     def _sampled(self, network: nn.Module, arm: Arm, place: Path) -> Bundle:
         if (place / "bundle" / "bundle.json").exists():
@@ -210,7 +211,15 @@ class Runner:
         if arm.match:
             twin = self._sampled(copy.deepcopy(network), self.study.arm(arm.match), place / "twin").manifest.subnets
             options = msgspec.structs.replace(options, budgets=tuple(each.macs / twin[-1].macs for each in twin))
-        return sample(network, self._architecture, self.dataset, options, place / "bundle", latency_ms=latency_ms)
+        return sample(
+            network,
+            self._architecture,
+            self.dataset,
+            options,
+            place / "bundle",
+            latency_ms=latency_ms,
+            device=self.device,
+        )
 
     def _trained(
         self, bundle: Bundle, arm: Arm, seed: int, place: Path, clock: Stopwatch
