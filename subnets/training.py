@@ -346,7 +346,7 @@ def train(
             optimizer.step()
             objective.after_step(rate, share_done)
             step += 1
-            torch._foreach_lerp_(list(average.values()), values, 1 - min(recipe.average, step / (step + 10)))
+            _blend(average, values, min(recipe.average, step / (step + 10)))
             on_step(Progress(epoch=epoch, epochs=recipe.epochs, step=step, steps=steps, loss=smooth))
         if store and team.rank == 0:
             store.save(
@@ -369,6 +369,11 @@ def _reduced(module: nn.Module) -> Iterator[Tensor]:
     """What a team averages beside the loss: gradients, and the batch-norm statistics of its shares of the batch."""
     yield from (value.grad for value in module.parameters() if value.grad is not None)
     yield from (value for value in module.buffers() if value.is_floating_point())
+
+
+@torch.no_grad()
+def _blend(average: Mapping[str, Tensor], values: list[Tensor], decay: float) -> None:
+    torch._foreach_lerp_(list(average.values()), values, 1 - decay)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -249,11 +250,16 @@ def _origins(study: Study, device: str, found: Found) -> list[str]:
         for record in records:
             made = record.provenance
             path = record_path(Path("benchmarks/results/study"), study, study.arm(name), record.seed, device)
+            machine = _machine(made["host"], device)
             lines.append(
-                f"| `{path.as_posix()}` | {record.subnets[0].test.n} | {made['host']['cpu']} | {made['threads']} "
+                f"| `{path.as_posix()}` | {record.subnets[0].test.n} | {machine} | {made['threads']} "
                 f"| {made['commit']} | {made['created'][:10]} | {record.wall_s / 3600:.2f} | `{made['command']}` |"
             )
     return [*lines, ""]
+
+
+def _machine(host: Mapping[str, Any], device: str) -> str:
+    return str(host["cpu"] if device == "cpu" else f"{host['accelerator']}, {host['cpu']}")
 
 
 def norm_section(folder: Path) -> tuple[str, dict[str, str]]:
