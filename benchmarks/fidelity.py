@@ -258,7 +258,9 @@ def _beside_a_generator(agent: Agent, images: Any, rate_hz: float, random: np.ra
 
 
 class _Phased(Policy):
-    """The policy of each phase from its beginning on; sees the table the agent showed it, not the one counted with.
+    """The policy of each phase from its beginning on, with the memory of the one before, as in the agent.
+
+    It sees the table the agent showed it, not the one counted with.
 
     Args:
         phases: (since when in seconds, policy), in order of time.
@@ -270,13 +272,18 @@ class _Phased(Policy):
 
     def __init__(self, phases: Sequence[tuple[float, Policy]], table: Table, current: str | None) -> None:
         self._phases, self._table, self._current = phases, table, current
+        self._place = 0
 
     def decide(self, conditions: Conditions, table: Table, current: str | None) -> Decision:
-        begun = [policy for since_s, policy in self._phases if since_s <= conditions.time_s]
-        policy = begun[-1] if begun else self._phases[0][1]
+        begun = sum(since_s <= conditions.time_s for since_s, _ in self._phases)
+        while self._place < begun - 1:
+            self._place += 1
+            self._phases[self._place][1].restore(self._phases[self._place - 1][1].state())
+        policy = self._phases[self._place][1]
         return policy.decide(conditions, self._table, self._current if current is None else current)
 
     def reset(self) -> None:
+        self._place = 0
         for _, policy in self._phases:
             policy.reset()
 

@@ -23,6 +23,7 @@ class _Memory(msgspec.Struct, forbid_unknown_fields=True):
     rate_hz: float | None = None
     seen_s: float = 0.0
     more: float = 1.0  # caution over the least
+    deadline_ms: float | None = None  # for which that was learnt
 
 
 class Fast(Wrapper[_Memory]):
@@ -36,6 +37,8 @@ class Fast(Wrapper[_Memory]):
     share ``q`` that the goals allow (one less the deadline's percentile), between ``caution`` and four times that::
 
         d ln c / dt = (m / q - 1) / 100 s
+
+    What was learnt for one deadline says nothing of another: with other goals learning begins anew.
 
     Args:
         plans: shared with whoever else needs them.
@@ -56,6 +59,8 @@ class Fast(Wrapper[_Memory]):
             return decision
         memory = self._memory
         elapsed = max(0.0, conditions.time_s - memory.seen_s)
+        if memory.deadline_ms != self._plans.goals.deadline_ms:
+            memory.more, memory.deadline_ms = 1.0, self._plans.goals.deadline_ms
         if conditions.miss_rate is not None:
             late = conditions.miss_rate / (1.0 - self._plans.goals.deadline_percentile)
             growth = min(_FASTEST, late - 1.0) * min(elapsed, _LONGEST_S) / _LEARN_S

@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "report":
         from .results import write
 
-        for path in write(options.records, ROOT / "docs" / "results.md", ROOT / "docs" / "pictures"):
+        docs = ROOT / "docs"
+        for path in write(options.records, docs / "results.md", docs / "pictures", bundles=ROOT / "bundles"):
             print(path.relative_to(ROOT))
         return 0
     from subnets.errors import GearshiftError

@@ -16,12 +16,16 @@ import msgspec
 from calibration.statistics import half_width
 from calibration.svg import Axis, Chart
 from cli._norms import Norms, histogram
-from subnets.bundle import write_atomically
+from subnets.bundle import Bundle, write_atomically
+from subnets.errors import InputError
 
 from .plan import STUDIES, Arm, Study
 from .runs import Record, planned, read_record, record_path
 
 DEVICES = ("cpu", "cuda")
+SHIPPED = "resnet20-cifar10"
+ASKED = (89.0, 91.0, 91.9, 92.2)  # of its subnets, smallest first, in per cent
+_WHY = "TBD"
 Found = dict[str, list[Record]]  # arm -> its records, by seed
 
 _INTRODUCTION = """# Results
@@ -42,20 +46,30 @@ class Cell(msgspec.Struct, frozen=True):
     seeds: int
 
 
-def write(records: Path, page: Path, pictures: Path, studies: Sequence[Study] = STUDIES) -> list[Path]:
+def write(
+    records: Path, page: Path, pictures: Path, studies: Sequence[Study] = STUDIES, bundles: Path | None = None
+) -> list[Path]:
     """Writes the page and its pictures; gives their paths.
+
+    Args:
+        records: folder of the results.
+        page: the Markdown file.
+        pictures: folder of its pictures.
+        studies: what to write about.
+        bundles: folder of the bundles that ship, which the page begins with where it is given.
 
     Raises:
         InputError: a record is damaged.
     """
     pictures.mkdir(parents=True, exist_ok=True)
     written, parts = [], [_INTRODUCTION]
+    if bundles is not None:
+        parts.append(shipped(Bundle.open(bundles / SHIPPED)))
     for study in studies:
-        for device in DEVICES:
-            found = read(records, study, device)
-            if device != "cpu" and not found:
-                continue
-            text, charts = section(study, device, found)
+        by_device = {device: read(records, study, device) for device in DEVICES}
+        recorded = [device for device, found in by_device.items() if found]
+        for device in recorded or ["cpu"]:  # what has run nowhere is said once, as planned for a CPU
+            text, charts = section(study, device, by_device[device])
             for name, svg in charts.items():
                 write_atomically(pictures / name, svg.encode())
                 written.append(pictures / name)
@@ -67,6 +81,26 @@ def write(records: Path, page: Path, pictures: Path, studies: Sequence[Study] = 
     parts.append(norms)
     write_atomically(page, ("\n".join(parts)).encode())
     return [page, *written]
+
+
+def shipped(bundle: Bundle) -> str:
+    """What the bundle that ships reaches, and what was asked of it."""
+    lines = [f"## The bundle that ships: {bundle.name}", ""]
+    lines += ["| subnet | MACs | share | accuracy | 95 % interval | asked | above it |", "| --- " * 7 + "|"]
+    missed = []
+    entries = bundle.manifest.subnets
+    for entry, asked in zip(entries, ASKED, strict=True):
+        if (found := entry.accuracy) is None:
+            raise InputError(f"{bundle.path}: the accuracy of '{entry.name}' is missing; run 'gearshift train' again")
+        above = 100 * found.value - asked
+        missed += [f"{entry.name} by {-above:.2f} points"] if above < 0 else []
+        lines.append(
+            f"| {entry.name} | {entry.macs / 1e6:.2f} M | {entry.macs / entries[-1].macs:.1%} | {100 * found.value:.2f} "
+            f"| {100 * found.low:.2f} to {100 * found.high:.2f} | {asked:.1f} | {above:+.2f} |"
+        )
+    said = f"Missed: {', '.join(missed)}. {_WHY}" if missed else "All of it is reached."
+    how = f"How it was made is in [its card](../bundles/{bundle.name}/README.md), command by command."
+    return "\n".join([*lines, "", said, "", how, ""])
 
 
 def read(records: Path, study: Study, device: str) -> Found:

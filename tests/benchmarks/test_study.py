@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from subnets.allocation import Limits
+from subnets.bundle import Bundle
 from subnets.data import ArraySplit, digits
 from subnets.errors import InputError
 from subnets.joint import JointOptions
@@ -192,10 +193,37 @@ def test_a_page_without_any_record_names_every_arm_as_not_run(study, tmp_path):
 
 
 def test_the_page_in_the_docs_is_what_the_records_give(study, root, tmp_path):
-    written = study.results.write(root / "benchmarks/results/study", tmp_path / "results.md", tmp_path / "pictures")
+    written = study.results.write(
+        root / "benchmarks/results/study", tmp_path / "results.md", tmp_path / "pictures", bundles=root / "bundles"
+    )
     for path in written:
         kept = (root / "docs" / path.relative_to(tmp_path)).read_text()
         assert path.read_text() == kept, "run python -m benchmarks.study report and commit what it writes"
+
+
+def test_the_bundle_that_ships_is_held_against_what_was_asked_of_it(study, root, monkeypatch):
+    bundle = Bundle.open(root / "bundles" / study.results.SHIPPED)
+    reached = [100 * entry.accuracy.value for entry in bundle.manifest.subnets]
+    monkeypatch.setattr(study.results, "ASKED", tuple(value - 0.5 for value in reached))
+    assert "All of it is reached." in study.results.shipped(bundle)
+    monkeypatch.setattr(study.results, "ASKED", (reached[0] + 0.25, *reached[1:]))
+    text = study.results.shipped(bundle)
+    name = bundle.ladder.names[0]
+    assert f"Missed: {name} by 0.25 points. " in text and "| -0.25 |" in text and "All of it" not in text
+
+
+def test_a_study_that_ran_on_a_gpu_alone_has_no_empty_part_for_the_cpu(study, small, recorded, tmp_path):
+    record = recorded[1]["joint"]
+    plan = study.runs.planned(small, small.arm("joint"), "cuda")
+    host = {**record.provenance["host"], "accelerator": "Some GPU"}
+    on_gpu = msgspec.structs.replace(record, device="cuda", plan=plan, provenance={**record.provenance, "host": host})
+    path = study.runs.record_path(tmp_path / "r", small, small.arm("joint"), 0, "cuda")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(msgspec.json.encode(on_gpu))
+    page, *_ = study.results.write(tmp_path / "r", tmp_path / "r.md", tmp_path / "pictures", [small])
+    text = page.read_text()
+    assert f"## small: {small.network} on {small.data}, cuda" in text and "| Some GPU, " in text
+    assert f"## small: {small.network} on {small.data}\n" not in text
 
 
 def test_a_sparse_pretraining_leaves_its_norms_for_the_report(study, small, few, tmp_path):

@@ -120,6 +120,24 @@ def test_late_answers_make_the_plan_ready_for_more_and_their_absence_lets_go_aga
     assert after(1000, 0.0, 2170) == calm, "it had grown to four times and no more"
 
 
+def test_caution_learnt_for_a_deadline_is_not_kept_for_another(table):
+    """An agent whose goals change goes on from its policy's state: what no subnet could keep must not hold it down."""
+    hurried, easy = (msgspec.structs.replace(GOALS, deadline_ms=deadline_ms) for deadline_ms in (12.0, 60.0))
+    before = Composite(hurried)
+    for t in range(200):
+        before.decide(with_(FINE, time_s=float(t), arrival_rate_hz=20.0, miss_rate=0.3), table, None)
+
+    def caution(goals):
+        after = Composite(goals)
+        after.restore(before.state())
+        after.decide(with_(FINE, time_s=200.0, arrival_rate_hz=20.0, miss_rate=0.0), table, "s25@openvino:bf16:b1")
+        return after.state()["own"]["more"]
+
+    assert before.state()["own"]["more"] == pytest.approx(4.0)
+    assert caution(hurried) == pytest.approx(4.0, rel=0.02), "the same goals go on with what was learnt"
+    assert caution(easy) == 1.0
+
+
 def test_switches_per_hour_of_the_goals_hold_it_down(table):
     goals = Goals(temperature_limit_c=85.0, switches_per_hour=4)
     policy, current, switches = Composite(goals), None, 0
