@@ -117,7 +117,7 @@ def record() -> dict[str, Any]:
     return {
         "command": shlex.join(["gearshift", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{host.cpu}, {host.cores} cores",
+        "machine": ", ".join(filter(None, [host.cpu, f"{host.cores} cores", host.accelerator])),
         "versions": {"python": host.python, **host.libraries},
     }
 
