@@ -27,10 +27,10 @@ SHIPPED = "resnet20-cifar10"
 ASKED = (89.0, 91.0, 91.9, 92.2)  # of its subnets, smallest first, in per cent
 _WHY = (
     "What was tried: 60 epochs of pretraining and 16 of joint training on two processor cores came to 87.80, 89.91, "
-    "90.72 and 91.36. Then 100 epochs of pretraining on a GPU, which alone reach 92.54, and 24 of joint training on one "
-    "core, with the full network, the smallest subnet and one of the two between them in each step: what ships. Why it "
-    "is missed: most likely because joint training was short. It cost the full network 0.91 points of what pretraining "
-    "had given; published recipes train jointly for 100 epochs and more. That is the next thing to try."
+    "90.72 and 91.36. Then 100 epochs of pretraining on a GPU, which alone reach 92.54, and 24 of joint training on "
+    "one core, with the full network, the smallest subnet and one of the two between them in each step: what ships. "
+    "Why it is missed: most likely because joint training was short. It cost the full network 0.91 points of what "
+    "pretraining had given; published recipes train jointly for 100 epochs and more. That is the next thing to try."
 )
 Found = dict[str, list[Record]]  # arm -> its records, by seed
 
