@@ -40,6 +40,7 @@ SEED = 1
 TIMELINES = {
     "largest": "everything",
     "smallest": "everything",
+    "static": "everything",
     "throughput": "slowdown",
     "thermal": "heat",
     "battery": "drain",
@@ -53,6 +54,7 @@ TIMELINES = {
     "bandit": "slowdown",
     "composite": "everything",
 }
+OPTIONS = {"static": ":subnet=s50"}
 PLANS = ("slackfit", "maxacc", "maxbatch", "mdp")
 LOADS = (0.3, 0.9, 2.0)  # shares of what the largest subnet can answer one by one
 
@@ -67,7 +69,7 @@ def main() -> None:
         PICTURES.mkdir(parents=True, exist_ok=True)
         for name, scene in TIMELINES.items():
             scenario = _scenario(name, scene, table)
-            run = outcome_of(scenario, Contender.parse(name))
+            run = outcome_of(scenario, Contender.parse(name + OPTIONS.get(name, "")))
             write_atomically(PICTURES / f"{name}.svg", _timeline(name, scenario, run).encode())
         for name in PLANS:
             write_atomically(PICTURES / f"{name}.svg", _plan(name, table).encode())
