@@ -337,10 +337,10 @@ def train(
                 team.average([mean, *_reduced(module)])
             unseen.append(mean)
             if host or len(unseen) == _LOOK or (step + 1) % per_epoch == 0:
-                for loss in torch.stack(unseen).tolist():
+                for at, loss in enumerate(torch.stack(unseen).tolist(), step + 1 - len(unseen)):
                     if not math.isfinite(loss):
                         where = f"; the last good state is {checkpoint}" if store and epoch else ""
-                        raise InputError(f"the loss is not a number at step {step}: lower the learning rate{where}")
+                        raise InputError(f"the loss is not a number at step {at}: lower the learning rate{where}")
                     smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
                 unseen.clear()
             optimizer.step()
