@@ -50,9 +50,11 @@ class Client:
         path: the agent's native socket; None = where the running agent says.
         timeout_s: how long an answer may take.
         reconnect_s: how long :meth:`infer` waits for an agent that has gone, before it gives up.
-        spin_ms: how long to look for an answer before sleeping until it comes. The agent then looks for the next
-            request, too, for 0.3 ms after each answer. Waking up from sleep takes tens of microseconds on either side,
-            more in a virtual machine; looking takes a core that could have slept.
+        spin_ms: how long to look for an answer, instead of sleeping until it comes: waking up takes tens of
+            microseconds on either side, more in a virtual machine. None = only from shortly before an answer is due,
+            0.3 ms a request at most, where the agent answers at once and in less than 5 ms and has a core to spare; 0 =
+            never; above 0 from the request on, and the agent then looks for the next request, too, for 0.3 ms after
+            each answer. Looking takes a core that could have slept.
 
     Raises:
         UnavailableError: no agent is there, or it offers no native socket, or refuses this client.
@@ -64,13 +66,13 @@ class Client:
         *,
         timeout_s: float = 30.0,
         reconnect_s: float = 10.0,
-        spin_ms: float = 0.0,
+        spin_ms: float | None = None,
     ) -> None:
         if not 1e-6 <= timeout_s < 1e9:
             raise InputError(f"timeout_s is {timeout_s}; give seconds above 0")
         if not 0 <= reconnect_s < float("inf"):
             raise InputError(f"reconnect_s is {reconnect_s}; give seconds, 0 for not at all")
-        if not 0 <= spin_ms < 1e6:
+        if spin_ms is not None and not 0 <= spin_ms < 1e6:
             raise InputError(f"spin_ms is {spin_ms}; give milliseconds, 0 for not at all")
         self._path, self._timeout_s, self._reconnect_s, self._spin_ms = path, timeout_s, reconnect_s, spin_ms
         self._busy = threading.Lock()

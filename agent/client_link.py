@@ -10,7 +10,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from agent.wire import Kind, WireError
 from subnets.errors import UnavailableError
 
 _TIMEVAL = struct.Struct("@ll")
+_SELECTABLE = 1024
+_EARLY_NS, _LATE_NS = 150_000, 150_000  # before and after a frame is due; waking up takes 50 us and more
+_NAP_NS = 20_000  # the shortest worth a system call
 _FRAME_BYTES = 64 * 1024  # of the largest frame that the agent sends
 _TOLD = ("model", "subnets", "input", "classes", "max_images", "in_flight", "regions")
 
@@ -33,17 +36,21 @@ class Link:
     Args:
         path: the agent's native socket; None = where the running agent says.
         timeout_s: how long to wait for a frame, in or out.
-        spin_ms: how long to look for a frame before sleeping until it comes.
+        spin_ms: how long to look for a frame before sleeping until it comes; None = only when told to (:meth:`look`).
+
+    Attributes:
+        told: what the agent said first.
+        looks: whether to :meth:`look` for answers.
 
     Raises:
         Gone: nobody listens there.
         UnavailableError: no agent runs, it offers no native socket, or it refuses this client.
     """
 
-    def __init__(self, path: str | Path | None, timeout_s: float, spin_ms: float) -> None:
+    def __init__(self, path: str | Path | None, timeout_s: float, spin_ms: float | None) -> None:
         place = str(path) if path is not None else _announced()
         self.frame = bytearray(_FRAME_BYTES)
-        self._timeout_s, self._spin_ns = timeout_s, int(spin_ms * 1e6)
+        self._timeout_s, self._spin_ns = timeout_s, int((spin_ms or 0.0) * 1e6)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
@@ -60,6 +67,8 @@ class Link:
             except OSError as error:
                 raise UnavailableError(f"{place}: cannot be connected to ({error.strerror or error})") from None
             self.told = self._welcomed(place)
+            # select() takes microseconds, which poll() does not, but only descriptors below 1024.
+            self.looks = spin_ms is None and self.told.get("looks") is True and self._socket.fileno() < _SELECTABLE
         except BaseException:
             self._socket.close()
             raise
@@ -85,6 +94,23 @@ class Link:
             raise self._too_slow() from None
         except OSError as error:
             raise Gone(f"the agent has gone ({error.strerror or error})") from None
+
+    def look(self, due_ns: int, rehearse: Callable[[], None]) -> None:
+        """Sleeps until shortly before a frame is due, then stays awake for it; returns when it is there, or well after.
+
+        Args:
+            due_ns: by ``time.monotonic_ns``.
+            rehearse: called on waking up, with time to spare: code that has not run since before the sleep takes twice
+                as long.
+        """
+        nap_ns = due_ns - _EARLY_NS - time.monotonic_ns()
+        if nap_ns > _NAP_NS:
+            if select.select((self._socket,), (), (), nap_ns / 1e9)[0]:
+                return
+            rehearse()
+        poll, until_ns = self._poll.poll, due_ns + _LATE_NS
+        while not poll(0) and time.monotonic_ns() < until_ns:
+            pass
 
     def receive(self) -> tuple[int, int]:
         """(size, kind) of the next frame, which is in ``frame``.

@@ -23,6 +23,7 @@ import numpy as np
 from agent.core import Agent
 from agent.values import Answer
 from backends.base import Batch
+from backends.runtime import usable_processors
 from subnets.errors import Busy, GearshiftError, InputError
 
 INPUT, OUTPUT = "input", "logits"
@@ -68,6 +69,10 @@ class ServedModel:
         name: what the server calls itself.
         max_images: largest batch of one request.
         model_control: whether clients may unload the model.
+
+    Attributes:
+        spare_core: whether a thread may look for something, instead of sleeping until it comes, without taking a core
+            from an engine.
     """
 
     def __init__(
@@ -89,6 +94,8 @@ class ServedModel:
         self._subnets = {place: subnet for subnet, place in self._places.items()}
         self.versions = tuple(self._subnets)
         self._loaded = True
+        threads = max(row.threads for row in agent.table.rows)
+        self.spare_core = usable_processors() > threads
 
     # -- names
 

@@ -35,6 +35,8 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(4 * _INT.size)
 _SEND, _RECEIVE = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL), int(socket.MSG_CMSG_CLOEXEC)
 _TRUNCATED = int(socket.MSG_TRUNC)
 _LOOK_NS = 300_000  # how long the next frame is looked for, where the client says that it comes at once
+_BRIEF_NS = 150_000  # the same where it did so the last time
+_AT_ONCE_MS = 0.02  # what an answer waits for the engine where nobody else is there
 _SEND_BUFFER_BYTES = 2 * wire.FRAME_BYTES  # the kernel doubles it, for what it needs itself
 
 
@@ -60,7 +62,10 @@ class Connection:
         self._socket, self._model, self._on_close = accepted, model, on_close
         self._in_flight = limits.in_flight
         self._more = False  # whether the next frame was there before this one was answered
-        self._more_soon = False  # whether the client says that it comes at once
+        self._look_ns = 0  # how long it is looked for, since it may come at once
+        self._answered_ns = 0  # when the last answer was sent
+        self._follows = False  # whether this frame came at once after that
+        self._spare = model.spare_core
         self._requests = Requests(model, limits, budget)
         self._held: list[Asked] = []  # read, and not submitted yet
         self._futures: set[Future[Answer]] = set()
@@ -119,10 +124,11 @@ class Connection:
             WireError: it is none.
             OSError: the connection has broken.
         """
-        if self._more_soon:
+        if self._look_ns:
             self._look()
         frame = self._requests.frame
         size, ancillary, flags, _ = self._socket.recvmsg_into([frame], _ANCILLARY_BYTES, _RECEIVE)
+        self._follows = time.perf_counter_ns() - self._answered_ns < _BRIEF_NS
         if not (ancillary or self._more or self._held or self._futures):
             asked = self._requests.again(size)
             if asked is not None:
@@ -147,8 +153,7 @@ class Connection:
 
     def _look(self) -> None:
         """Stays awake for the next frame, for a moment: to sleep and to be woken can take longer than an inference."""
-        self._more_soon = False
-        until_ns = time.perf_counter_ns() + _LOOK_NS
+        until_ns, self._look_ns = time.perf_counter_ns() + self._look_ns, 0
         while not self._readable() and time.perf_counter_ns() < until_ns:
             pass
 
@@ -198,12 +203,19 @@ class Connection:
             self._held.append(asked)
 
     def _answer_here(self, asked: Asked, identifier: int) -> None:
+        alone = False
         try:
-            reply = self._requests.reply(asked.head, identifier, self._model.infer(asked.batch, asked.wishes))
+            answer = self._model.infer(asked.batch, asked.wishes)
+            alone = answer.queue_ms < _AT_ONCE_MS
+            reply = self._requests.reply(asked.head, identifier, answer)
         except Exception as error:
             reply = failure(identifier, error)
         self._send(reply)
-        self._more_soon = bool(asked.head.flags & wire.MORE_SOON)
+        self._answered_ns = time.perf_counter_ns()
+        if asked.head.flags & wire.MORE_SOON:
+            self._look_ns = _LOOK_NS
+        elif alone and self._follows and self._spare:
+            self._look_ns = _BRIEF_NS
         self._more = self._readable()  # after the answer: the client is waking up meanwhile
 
     def _submit_held(self) -> None:

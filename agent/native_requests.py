@@ -77,6 +77,7 @@ class Requests:
             "memory_bytes": self._budget.limit_bytes,
             "frame_bytes": wire.FRAME_BYTES,
             "inline_logits_bytes": wire.INLINE_LOGITS_BYTES,
+            "looks": model.spare_core,
         }
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ _TIMEOUT_S = 60.0
 class NativePath:
     """Shared memory and the native socket."""
 
-    def __init__(self, running: RunningAgent, shape: tuple[int, int, int], spin_ms: float = 0.0) -> None:
+    def __init__(self, running: RunningAgent, shape: tuple[int, int, int], spin_ms: float | None = None) -> None:
         self._client = Client(running.native, timeout_s=_TIMEOUT_S, spin_ms=spin_ms)
         self.batch: Batch = self._client.buffer()
         assert self.batch.shape[1:] == shape
