@@ -52,7 +52,7 @@ class Client:
         reconnect_s: how long :meth:`infer` waits for an agent that has gone, before it gives up.
         spin_ms: how long to look for an answer, instead of sleeping until it comes: waking up takes tens of
             microseconds on either side, more in a virtual machine. None = only from shortly before an answer is due,
-            0.3 ms a request at most, where the agent answers at once and in less than 5 ms and has a core to spare; 0 =
+            0.6 ms a request at most, where the agent answers at once and in less than 5 ms and has a core to spare; 0 =
             never; above 0 from the request on, and the agent then looks for the next request, too, for 0.3 ms after
             each answer. Looking takes a core that could have slept.
 

@@ -21,7 +21,7 @@ from subnets.errors import UnavailableError
 _TIMEVAL = struct.Struct("@ll")
 _SELECTABLE = 1024
 _EARLY_NS, _LATE_NS = 150_000, 150_000  # before and after a frame is due; waking up takes 50 us and more
-_NAP_NS = 20_000  # the shortest worth a system call
+_NAP_NS = 300_000  # the shortest that is worth what it does to the processor's caches
 _FRAME_BYTES = 64 * 1024  # of the largest frame that the agent sends
 _TOLD = ("model", "subnets", "input", "classes", "max_images", "in_flight", "regions")
 
@@ -88,6 +88,8 @@ class Link:
         try:
             if descriptors:
                 socket.send_fds(self._socket, parts, descriptors)
+            elif len(parts) == 1:
+                self._socket.send(parts[0])
             else:
                 self._socket.sendmsg(parts)
         except BlockingIOError:
@@ -108,8 +110,8 @@ class Link:
             if select.select((self._socket,), (), (), nap_ns / 1e9)[0]:
                 return
             rehearse()
-        poll, until_ns = self._poll.poll, due_ns + _LATE_NS
-        while not poll(0) and time.monotonic_ns() < until_ns:
+        poll, now_ns, until_ns = self._poll.poll, time.monotonic_ns, due_ns + _LATE_NS
+        while not poll(0) and now_ns() < until_ns:
             pass
 
     def receive(self) -> tuple[int, int]:

@@ -122,6 +122,7 @@ class Session:
         else:
             self.buffers = Buffers(self.shape, self.classes, regions)
         self._floats = np.frombuffer(link.frame, np.float32)[wire.ANSWER_BYTES // 4 :]
+        self._inline = self._floats[:0].reshape(0, 0)  # the logits in the frame, in the shape of the last answer's
         self._ids = 0
         self._owed: dict[int, Slip] = {}
         self._shared: set[int] = set()  # regions that the agent has mapped for this connection
@@ -281,7 +282,9 @@ class Session:
         if reply.flags & wire.LOGITS_IN_REGION and place is not None:
             logits = self.buffers.logits(place, reply.images)
         else:
-            logits = self._floats[: reply.images * reply.classes].reshape(reply.images, reply.classes).copy()
+            if self._inline.shape != (reply.images, reply.classes):
+                self._inline = self._floats[: reply.images * reply.classes].reshape(reply.images, reply.classes)
+            logits = self._inline.copy()
         text = frame[size - reply.text_bytes : size]
         if text != self._text:
             self._text = bytes(text)

@@ -153,8 +153,9 @@ class Connection:
 
     def _look(self) -> None:
         """Stays awake for the next frame, for a moment: to sleep and to be woken can take longer than an inference."""
-        until_ns, self._look_ns = time.perf_counter_ns() + self._look_ns, 0
-        while not self._readable() and time.perf_counter_ns() < until_ns:
+        poll, now_ns = self._poll.poll, time.perf_counter_ns
+        until_ns, self._look_ns = now_ns() + self._look_ns, 0
+        while not poll(0) and now_ns() < until_ns:
             pass
 
     def _take(self, frame: bytearray, size: int, descriptors: list[int]) -> None:

@@ -40,6 +40,7 @@ Buffer = bytes | bytearray | memoryview
 # magic, version, kind, flags, id
 _PREFIX = struct.Struct("<4sBBHQ")
 _ID = struct.Struct("<Q")
+_BEGINS = MAGIC + bytes([VERSION])
 # ... images, channels, height, width, region, place, input offset, logits offset, deadline ms, accuracy, stream
 _REQUEST = struct.Struct(f"<4sBBHQ4I2I2Q2d{STREAM_BYTES}s")
 # ... images, classes, place, bytes of text, queue ms, infer ms, expected accuracy, energy J
@@ -156,17 +157,17 @@ def kind_of(frame: Buffer, size: int) -> int:
     """
     if size < PREFIX_BYTES:
         raise WireError(f"a frame of {size} bytes; the shortest has {PREFIX_BYTES}")
-    magic, version, kind, _, _ = _PREFIX.unpack_from(frame)
-    if magic != MAGIC:
-        raise WireError(f"a frame begins with {magic!r} instead of {MAGIC!r}")
-    if version != VERSION:
+    if frame[:5] != _BEGINS:
+        magic, version, _, _, _ = _PREFIX.unpack_from(frame)
+        if magic != MAGIC:
+            raise WireError(f"a frame begins with {magic!r} instead of {MAGIC!r}")
         raise WireError(f"a frame of version {version}; both sides must speak version {VERSION}")
-    return int(kind)
+    return frame[5]
 
 
 def frame_id(frame: Buffer, size: int) -> int:
     """The id of a frame, 0 where it is too short to have one."""
-    return int(_PREFIX.unpack_from(frame)[4]) if size >= PREFIX_BYTES else 0
+    return int(_ID.unpack_from(frame, 8)[0]) if size >= PREFIX_BYTES else 0
 
 
 def set_id(head: bytearray, identifier: int) -> None:

@@ -2,7 +2,8 @@
 
 ============  ==============================================================================================
 native        :class:`agent.client.Client` with a buffer in shared memory
-native-spin   the same, looking for the answer instead of sleeping until it comes (``spin_ms``)
+native-sleep  the same, but asleep until the answer comes (``spin_ms=0``)
+native-spin   the same, awake from the request to the answer (``spin_ms``)
 http-unix     a plain socket: the head is made once and written with the tensor, of the reply's head the two lengths
               are looked for; binary tensors both ways (the standard library's ``http.client`` takes twice as long)
 http-tcp      the same on TCP
@@ -134,6 +135,7 @@ class GrpcPath:
 
 _OPENERS: dict[str, Callable[[RunningAgent, tuple[int, int, int]], Any]] = {
     "native": NativePath,
+    "native-sleep": lambda running, shape: NativePath(running, shape, spin_ms=0.0),
     "native-spin": lambda running, shape: NativePath(running, shape, spin_ms=1000.0),
     "http-unix": _http_unix,
     "http-tcp": _http_tcp,

@@ -11,9 +11,10 @@ client's Python spends on encoding, sending and decoding is inside.
 
 ``floor`` is what any way into another process costs here: one that has the same engine, reads the image from memory
 that both have mapped, and is told by sixteen bytes on a socket; nothing is checked, counted or explained. Most of it is
-waking up a sleeping core, twice, which is dear on a virtual machine. The difference between it and ``native`` is the
-agent's own. ``native-spin`` is the native path for those who cannot afford the waking: client and agent look for each
-other's frames instead of sleeping.
+waking up a sleeping core, twice, which is dear on a virtual machine. ``native`` is the client as it comes: it sleeps
+until shortly before the answer is due, and both sides stay awake for a moment for each other's frames; so it can be
+faster than the floor. ``native-sleep`` never looks: the difference between it and the floor is the agent's own.
+``native-spin`` always looks.
 
 With eight clients, each a process that asks again as soon as it is answered, the figure is answers a second over what
 the bare engine gives in a loop of one thread. Clients and agent share the machine's cores, so the clients' own work

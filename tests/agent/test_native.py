@@ -164,17 +164,24 @@ def test_an_inline_batch_is_answered_with_the_engines_logits_and_why(peer, image
     assert "script" in reply.reason and np.isnan(reply.energy_j) and reply.queue_ms >= 0
 
 
-def test_after_a_request_that_says_so_the_next_is_looked_for_awake_and_for_a_moment_only(
-    server, connect, images, helpers, monkeypatch
-):
+@pytest.fixture
+def looked(monkeypatch):
+    """Connections that have looked for a frame, one after the other: it has ended, with a frame or without."""
     looked = []
 
     def look(connection):
         genuine(connection)
-        looked.append(connection)  # it has ended, with the next request or without
+        looked.append(connection)
 
     genuine = native_connection.Connection._look
     monkeypatch.setattr(native_connection.Connection, "_look", look)
+    return looked
+
+
+def test_after_a_request_that_says_so_the_next_is_looked_for_awake_and_for_a_moment_only(
+    server, connect, images, helpers, looked
+):
+    server._model.spare_core = False
     peer, expected = connect(), helpers.expected("s100", images[:1])
     assert peer.works(images[:1], expected) and not looked
     for count in (1, 2, 3):
@@ -182,6 +189,31 @@ def test_after_a_request_that_says_so_the_next_is_looked_for_awake_and_for_a_mom
         np.testing.assert_array_equal(peer.answer()[1], expected)
         wait_until(lambda count=count: len(looked) == count)
     assert peer.works(images[:1], expected) and len(looked) == 3
+
+
+def test_the_next_request_of_a_loop_is_looked_for_where_a_core_is_to_spare(
+    server, connect, images, helpers, looked, monkeypatch
+):
+    monkeypatch.setattr(native_connection, "_BRIEF_NS", 2_000_000_000)  # the same on a busy machine
+    expected = helpers.expected("s100", images[:1])
+    for spare in (False, True):
+        server._model.spare_core = spare
+        peer = connect()
+        assert peer.works(images[:1], expected) and not looked  # the first one follows nothing
+        for _ in range(3):
+            assert peer.works(images[:1], expected)
+        peer.close()
+        assert not looked or spare
+    wait_until(lambda: len(looked) == 3)
+
+
+def test_a_request_that_comes_a_while_after_the_last_answer_makes_nobody_look(
+    server, connect, images, helpers, looked, monkeypatch
+):
+    monkeypatch.setattr(native_connection, "_BRIEF_NS", 0)
+    server._model.spare_core = True
+    peer, expected = connect(), helpers.expected("s100", images[:1])
+    assert all(peer.works(images[:1], expected) for _ in range(4)) and not looked
 
 
 def test_a_batch_in_a_region_is_answered_inline_or_in_the_region(peer, images, helpers, region):

@@ -1,18 +1,21 @@
 """The Python client of the native path: arrays in, answers out, over real sockets and restarts."""
 
+import contextlib
 import gc
 import inspect
 import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 
 import agent.client
-from agent import Agent, Answer, lifecycle, wire
+from agent import Agent, Answer, client_session, lifecycle, wire
 from agent.client import Client
+from agent.client_link import Link
 from agent.lifecycle import Instance, RunningAgent
 from subnets.errors import Busy, EngineError, InputError, UnavailableError
 
@@ -113,6 +116,85 @@ def test_a_client_that_looks_for_its_answers_tells_the_agent_to_look_for_its_req
                 np.testing.assert_array_equal(client.infer(images[:1]).logits, helpers.expected("s100", images[:1]))
             heads = [wire.read_request(head, len(head)) for head in sent if len(head) == wire.REQUEST_BYTES]
             assert [head.flags for head in heads] == [flags] * 3
+
+
+@pytest.fixture
+def regular(monkeypatch):
+    """Answers are regular however long they take on this machine."""
+    monkeypatch.setattr(client_session, "_AT_ONCE_MS", 1e6)
+    monkeypatch.setattr(client_session, "_LONGEST_LOOKED_FOR_MS", 1e6)
+
+
+@pytest.mark.parametrize(
+    ("spare", "spin_ms", "looks"), [(True, None, True), (False, None, False), (True, 0.0, False), (True, 5.0, False)]
+)
+def test_answers_are_looked_for_from_when_one_has_told_how_long_they_take(
+    server, images, helpers, monkeypatch, regular, spare, spin_ms, looks
+):
+    looked = []
+    genuine = Link.look
+    monkeypatch.setattr(
+        Link, "look", lambda link, due_ns, rehearse: genuine(link, looked.append(due_ns) or 0, rehearse)
+    )
+    server._model.spare_core = spare
+    expected = helpers.expected("s100", images[:1])
+    with Client(server.path, spin_ms=spin_ms) as client:
+        buffer = client.buffer()
+        for batch in (images[:1], buffer, buffer):
+            buffer[:] = images[:1]
+            before_ns = time.monotonic_ns()
+            answer = client.infer(batch)
+            np.testing.assert_array_equal(answer.logits, expected)
+            assert all(before_ns < due_ns for due_ns in looked[1:][-1:])
+        assert len(looked) == (2 if looks else 0)
+        parts = [client.submit(images[:1]) for _ in range(3)]
+        for part in parts:
+            np.testing.assert_array_equal(part.result().logits, expected)
+        assert len(looked) <= (3 if looks else 0)  # at most for the one that is left
+
+
+@pytest.mark.parametrize("limit", ["_AT_ONCE_MS", "_LONGEST_LOOKED_FOR_MS"])
+def test_answers_that_waited_or_take_long_are_not_looked_for(server, images, monkeypatch, regular, limit):
+    monkeypatch.setattr(client_session, limit, -1.0)
+    monkeypatch.setattr(Link, "look", None)
+    server._model.spare_core = True
+    with Client(server.path) as client:
+        assert [client.infer(images[:1]).subnet for _ in range(3)] == ["s100"] * 3
+
+
+def test_looking_sleeps_until_shortly_before_an_answer_is_due_and_ends_with_it_or_soon_after(server, images, helpers):
+    with Client(server.path) as client:
+        client.infer(images[:1])
+        link, session, rehearsed = client._session.link, client._session, []
+        due_ns = time.monotonic_ns() + 20_000_000
+        link.look(due_ns, lambda: rehearsed.append(time.monotonic_ns()))
+        assert time.monotonic_ns() >= due_ns and len(rehearsed) == 1
+        slip = session.submit(images[:1], (None, None, None, None))
+        before_s = time.monotonic()
+        link.look(time.monotonic_ns() + 60_000_000_000, lambda: rehearsed.append(0))
+        assert time.monotonic() - before_s < 30 and len(rehearsed) == 1  # it had come before it was due
+        np.testing.assert_array_equal(session.settled(slip).logits, helpers.expected("s100", images[:1]))
+        link.look(0, lambda: rehearsed.append(0))  # long since over
+        assert len(rehearsed) == 1
+
+
+def test_a_rehearsal_changes_nothing_whatever_came_last(make_agent, make_native, images, helpers):
+    server = make_native(make_agent(), max_images=4096)
+    wide = np.resize(images, (3000, 1, 4, 4))  # its logits come in the region
+    with Client(server.path) as client:
+        session = client._session
+        for ask in (
+            lambda: client.infer(images[:2]),
+            lambda: client.infer(wide),
+            lambda: client.infer(images[:1], subnet="s25"),
+            lambda: client.infer(np.full_like(images, np.nan)),
+        ):
+            with contextlib.suppress(InputError):
+                ask()
+            before = bytes(session.link.frame)
+            session._rehearse()
+            assert bytes(session.link.frame) == before and not session._owed
+        np.testing.assert_array_equal(client.infer(images[:2]).logits, helpers.expected("s100", images[:2]))
 
 
 def test_a_buffer_outlives_its_client(server, images):
