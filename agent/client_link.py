@@ -36,11 +36,11 @@ class Link:
     Args:
         path: the agent's native socket; None = where the running agent says.
         timeout_s: how long to wait for a frame, in or out.
-        spin_ms: how long to look for a frame before sleeping until it comes; None = only when told to (:meth:`look`).
+        spin_ms: how long to look for a frame before sleeping until it comes; None = around when it is due.
 
     Attributes:
         told: what the agent said first.
-        looks: whether to :meth:`look` for answers.
+        looks: whether it is worth knowing when a frame is due.
 
     Raises:
         Gone: nobody listens there.
@@ -97,34 +97,25 @@ class Link:
         except OSError as error:
             raise Gone(f"the agent has gone ({error.strerror or error})") from None
 
-    def look(self, due_ns: int, rehearse: Callable[[], None]) -> None:
-        """Sleeps until shortly before a frame is due, then stays awake for it; returns when it is there, or well after.
+    def receive(self, due_ns: int = 0, rehearse: Callable[[], object] = int) -> tuple[int, int]:
+        """(size, kind) of the next frame, which is in ``frame``.
 
         Args:
-            due_ns: by ``time.monotonic_ns``.
-            rehearse: called on waking up, with time to spare: code that has not run since before the sleep takes twice
-                as long.
-        """
-        nap_ns = due_ns - _EARLY_NS - time.monotonic_ns()
-        if nap_ns > _NAP_NS:
-            if select.select((self._socket,), (), (), nap_ns / 1e9)[0]:
-                return
-            rehearse()
-        poll, now_ns, until_ns = self._poll.poll, time.monotonic_ns, due_ns + _LATE_NS
-        while not poll(0) and now_ns() < until_ns:
-            pass
-
-    def receive(self) -> tuple[int, int]:
-        """(size, kind) of the next frame, which is in ``frame``.
+            due_ns: when it may come, by ``time.monotonic_ns``: it is looked for from just before until just after.
+            rehearse: called where that begins, with time to spare: code that has not run since before a sleep takes
+                twice as long.
 
         Raises:
             Gone: the connection has broken.
             UnavailableError: nothing came in time, or something that is no frame.
         """
         if self._spin_ns:
-            until_ns = time.monotonic_ns() + self._spin_ns
-            while not self._poll.poll(0) and time.monotonic_ns() < until_ns:
-                pass
+            self._look(time.monotonic_ns() + self._spin_ns)
+        elif due_ns:
+            nap_ns = due_ns - _EARLY_NS - time.monotonic_ns()
+            if nap_ns < _NAP_NS or not select.select((self._socket,), (), (), nap_ns / 1e9)[0]:
+                rehearse()
+                self._look(due_ns + _LATE_NS)
         try:
             size = self._socket.recv_into(self.frame)
         except BlockingIOError:
@@ -141,6 +132,11 @@ class Link:
     def close(self) -> None:
         """Ends it; closing twice is harmless."""
         self._socket.close()
+
+    def _look(self, until_ns: int) -> None:
+        poll, now_ns = self._poll.poll, time.monotonic_ns
+        while not poll(0) and now_ns() < until_ns:
+            pass
 
     def _welcomed(self, place: str) -> dict[str, Any]:
         size, kind = self.receive()

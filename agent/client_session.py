@@ -127,8 +127,9 @@ class Session:
         self._owed: dict[int, Slip] = {}
         self._shared: set[int] = set()  # regions that the agent has mapped for this connection
         self._prepared: Prepared | None = None  # the last request, which is often the next one
-        self._last_bytes = 0  # of the last answer, which is in the link's frame until the next comes
-        self._sent_ns = self._expected_ns = 0  # when the last request left, and how long it may take; 0 = unknown
+        self._last: wire.Reply | None = None  # the head of the last answer
+        self._last_bytes = 0  # of its frame, which is in the link's until another comes
+        self._sent_ns = 0  # when the last request left
         self._text, self._told = b"", wire.Told("", "", "", "", "")  # of the last answer
         self.ended = ""  # why
 
@@ -194,14 +195,15 @@ class Session:
             UnavailableError: nothing is heard of the agent; ``Gone`` if the connection has broken.
             GearshiftError: what came instead of an answer.
         """
-        if self._expected_ns and len(self._owed) == 1 and not self.ended:
-            self.link.look(self._sent_ns + self._expected_ns, self._rehearse)
         while not slip.done:
-            self.receive()
+            self.receive(self._due_ns())
         return slip.given()
 
-    def receive(self) -> None:
+    def receive(self, due_ns: int = 0) -> None:
         """Takes one frame; whoever waits for it finds it settled.
+
+        Args:
+            due_ns: see :meth:`agent.client_link.Link.receive`.
 
         Raises:
             UnavailableError: nothing came in time, or what came makes no sense; ``Gone`` if the connection has broken.
@@ -209,7 +211,7 @@ class Session:
         if self.ended:
             raise Gone(self.ended)
         try:
-            size, kind = self.link.receive()
+            size, kind = self.link.receive(due_ns, self._rehearse)
             self._take(self.link.frame, size, kind)
         except (UnavailableError, WireError) as error:
             self.end(str(error))
@@ -264,11 +266,9 @@ class Session:
     def _take(self, frame: bytearray, size: int, kind: int) -> None:
         if kind == Kind.ANSWER:
             reply = wire.read_answer(frame, size)
-            self._last_bytes = size
+            self._last, self._last_bytes = reply, size
             if (slip := self._owed.pop(reply.id, None)) is not None:
                 slip.settle(self._answer(reply, frame, size, slip.place), None)
-                regular = reply.queue_ms < _AT_ONCE_MS and reply.infer_ms < _LONGEST_LOOKED_FOR_MS
-                self._expected_ns = int(reply.infer_ms * 1e6) if regular and self.link.looks else 0
         elif kind == Kind.ERROR:
             identifier, failure, sentence = wire.read_error(frame, size)
             if (slip := self._owed.pop(identifier, None)) is not None:
@@ -302,6 +302,16 @@ class Session:
             None if reply.energy_j != reply.energy_j else reply.energy_j,  # NaN
             energy_source,
         )
+
+    def _due_ns(self) -> int:
+        """When the answer may come that is waited for, as the last one did, if it is the only one and comes regularly;
+        0 = nobody knows."""
+        last = self._last
+        if not self.link.looks or last is None or len(self._owed) != 1:
+            return 0
+        if last.queue_ms >= _AT_ONCE_MS or last.infer_ms >= _LONGEST_LOOKED_FOR_MS:
+            return 0
+        return self._sent_ns + int(last.infer_ms * 1e6)
 
     def _rehearse(self) -> None:
         """Reads the last answer again, for the processor's caches."""

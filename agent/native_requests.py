@@ -60,7 +60,7 @@ class Requests:
         self._image_bytes = 4 * int(np.prod(model.shape))
         self._places = {str(model.subnet_of(model.name, version)): int(version) for version in model.versions}
         self._last: tuple[bytes, bytes, int, Asked, Batch | None] | None = None  # see again()
-        self._told: tuple[Answer, bytes] | None = None  # the last answer, and its text encoded
+        self._told: tuple[Answer, bytes, int] | None = None  # the last answer, its text encoded, its subnet's place
 
     def welcome(self) -> dict[str, Any]:
         """What the client is told first."""
@@ -254,10 +254,9 @@ class Requests:
             last[0].point is answer.point and last[0].reason is answer.reason and last[0].bound is answer.bound
         ):
             texts = wire.Told(answer.subnet, answer.point, answer.bound, answer.energy_source, answer.reason)
-            last = self._told = answer, wire.told(texts)
+            last = self._told = answer, wire.told(texts), self._places[answer.subnet]
         figures = answer.queue_ms, answer.infer_ms, answer.accuracy, answer.energy_j
-        place = self._places[answer.subnet]
-        return wire.answer(identifier, shape, place, figures, last[1], None if logits is None else logits.tobytes())
+        return wire.answer(identifier, shape, last[2], figures, last[1], None if logits is None else logits.tobytes())
 
 
 _FAILURES = (

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import inspect
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from agent import Agent, Answer, client_session, lifecycle, wire
 from agent.client import Client
 from agent.client_link import Link
 from agent.lifecycle import Instance, RunningAgent
+from agent.native import listen
 from subnets.errors import Busy, EngineError, InputError, UnavailableError
 
 
@@ -125,57 +127,83 @@ def regular(monkeypatch):
     monkeypatch.setattr(client_session, "_LONGEST_LOOKED_FOR_MS", 1e6)
 
 
+@pytest.fixture
+def dues(monkeypatch):
+    """When each frame was due that the client has waited for; 0 where it did not know."""
+    dues = []
+    genuine = Link.receive
+    monkeypatch.setattr(
+        Link, "receive", lambda link, due_ns=0, *more: dues.append(due_ns) or genuine(link, due_ns, *more)
+    )
+    return dues
+
+
 @pytest.mark.parametrize(
     ("spare", "spin_ms", "looks"), [(True, None, True), (False, None, False), (True, 0.0, False), (True, 5.0, False)]
 )
-def test_answers_are_looked_for_from_when_one_has_told_how_long_they_take(
-    server, images, helpers, monkeypatch, regular, spare, spin_ms, looks
+def test_an_answer_is_due_when_the_one_before_has_told_how_long_they_take(
+    server, images, helpers, regular, dues, spare, spin_ms, looks
 ):
-    looked = []
-    genuine = Link.look
-    monkeypatch.setattr(
-        Link, "look", lambda link, due_ns, rehearse: genuine(link, looked.append(due_ns) or 0, rehearse)
-    )
     server._model.spare_core = spare
     expected = helpers.expected("s100", images[:1])
     with Client(server.path, spin_ms=spin_ms) as client:
         buffer = client.buffer()
-        for batch in (images[:1], buffer, buffer):
+        for turn, batch in enumerate((images[:1], buffer, buffer)):
             buffer[:] = images[:1]
+            dues.clear()
             before_ns = time.monotonic_ns()
             answer = client.infer(batch)
             np.testing.assert_array_equal(answer.logits, expected)
-            assert all(before_ns < due_ns for due_ns in looked[1:][-1:])
-        assert len(looked) == (2 if looks else 0)
+            assert (dues[-1] > before_ns) == (turn > 0 and looks) and (turn > 0 or not any(dues))
+        dues.clear()
         parts = [client.submit(images[:1]) for _ in range(3)]
         for part in parts:
             np.testing.assert_array_equal(part.result().logits, expected)
-        assert len(looked) <= (3 if looks else 0)  # at most for the one that is left
+        assert dues[0] == dues[1] == 0  # one of several: which comes first is open
 
 
 @pytest.mark.parametrize("limit", ["_AT_ONCE_MS", "_LONGEST_LOOKED_FOR_MS"])
-def test_answers_that_waited_or_take_long_are_not_looked_for(server, images, monkeypatch, regular, limit):
+def test_after_an_answer_that_waited_or_took_long_nobody_knows_when_the_next_is_due(
+    server, images, monkeypatch, regular, dues, limit
+):
     monkeypatch.setattr(client_session, limit, -1.0)
-    monkeypatch.setattr(Link, "look", None)
     server._model.spare_core = True
     with Client(server.path) as client:
         assert [client.infer(images[:1]).subnet for _ in range(3)] == ["s100"] * 3
+    assert not any(dues)
 
 
-def test_looking_sleeps_until_shortly_before_an_answer_is_due_and_ends_with_it_or_soon_after(server, images, helpers):
-    with Client(server.path) as client:
-        client.infer(images[:1])
-        link, session, rehearsed = client._session.link, client._session, []
-        due_ns = time.monotonic_ns() + 20_000_000
-        link.look(due_ns, lambda: rehearsed.append(time.monotonic_ns()))
-        assert time.monotonic_ns() >= due_ns and len(rehearsed) == 1
-        slip = session.submit(images[:1], (None, None, None, None))
-        before_s = time.monotonic()
-        link.look(time.monotonic_ns() + 60_000_000_000, lambda: rehearsed.append(0))
-        assert time.monotonic() - before_s < 30 and len(rehearsed) == 1  # it had come before it was due
-        np.testing.assert_array_equal(session.settled(slip).logits, helpers.expected("s100", images[:1]))
-        link.look(0, lambda: rehearsed.append(0))  # long since over
-        assert len(rehearsed) == 1
+def test_a_frame_is_slept_for_until_shortly_before_it_is_due_and_again_when_it_is_late(tmp_path):
+    rehearsed = []
+
+    def rehearse():
+        rehearsed.append(time.monotonic_ns())
+
+    with listen(tmp_path / "sock") as listener:
+        connecting = threading.Thread(target=lambda: agents.append(listener.accept()[0]))
+        agents: list[socket.socket] = []
+        connecting.start()
+        # The agent's first frame waits in the socket before it is read.
+        told = {"model": "", "subnets": {}, "input": [1, 1, 1], "classes": 1, "max_images": 1, "in_flight": 1}
+        welcoming = threading.Thread(
+            target=lambda: (connecting.join(), agents[0].send(wire.welcome({**told, "regions": 1, "looks": True})))
+        )
+        welcoming.start()
+        link = Link(tmp_path / "sock", 20.0, None)
+        welcoming.join()
+        with agents[0] as agent_side:
+            assert link.looks
+            agent_side.send(wire.done(1))
+            assert link.receive(time.monotonic_ns() + 60_000_000_000, rehearse)[1] == wire.Kind.DONE
+            assert not rehearsed  # it was there before anybody woke up
+            due_ns = time.monotonic_ns() + 20_000_000
+            late = threading.Timer(0.1, agent_side.send, [wire.done(2)])
+            late.start()
+            link.receive(due_ns, rehearse)
+            assert time.monotonic_ns() > due_ns and rehearsed and rehearsed[0] > due_ns - 1_000_000
+            assert wire.frame_id(link.frame, wire.PREFIX_BYTES) == 2
+            late.join()
+        link.close()
 
 
 def test_a_rehearsal_changes_nothing_whatever_came_last(make_agent, make_native, images, helpers):
