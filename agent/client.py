@@ -152,10 +152,9 @@ class Client:
         try:
             session = self._session
             try:
-                return session.settled(session.submit(batch, wishes))
+                return session.ask(batch, wishes)
             except Gone:
-                session = self._come_back()
-                return session.settled(session.submit(batch, wishes))
+                return self._come_back().ask(batch, wishes)
         finally:
             self._busy.release()
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Wishes = tuple[float | None, str | None, float | None, str | None]  # deadline ms, subnet, minimum accuracy, stream
 _AT_ONCE_MS = 0.02  # what an answer waits for the engine where nobody else is there
 _LONGEST_LOOKED_FOR_MS = 5.0  # a longer answer comes too irregularly, and waking up is little beside it
+_ANSWER = int(Kind.ANSWER)
 _INLINE_BYTES = wire.FRAME_BYTES - wire.REQUEST_BYTES
 _FAILURES: dict[int, type[GearshiftError]] = {
     Failure.INPUT: InputError,
@@ -133,6 +134,33 @@ class Session:
         self._text, self._told = b"", wire.Told("", "", "", "", "")  # of the last answer
         self.ended = ""  # why
 
+    def ask(self, batch: NDArray[np.float32], wishes: Wishes) -> Answer:
+        """Sends a request and waits for its answer: :meth:`submit` and :meth:`settled` in one.
+
+        What a client in a loop asks takes a short way: a processor that has just slept, or another engine's work done,
+        runs each line of this as if for the first time.
+        """
+        prepared = self._prepared
+        if self._owed or prepared is None or prepared.place is None or not prepared.fits(batch, wishes):
+            return self.settled(self.submit(batch, wishes))
+        link, identifier = self.link, self._ids + 1
+        self._ids = identifier
+        wire.set_id(prepared.head, identifier)
+        try:
+            link.send(prepared.head)
+            self._sent_ns = time.monotonic_ns()
+            size, kind = link.receive(self._due_ns(1), self._rehearse)
+            if kind == _ANSWER:
+                reply = wire.read_answer(link.frame, size)
+                if reply.id == identifier:
+                    self._last, self._last_bytes = reply, size
+                    return self._answer(reply, link.frame, size, prepared.place)
+            slip = self._owed[identifier] = Slip(batch, prepared.place)
+            self._take(link.frame, size, kind)
+        except (UnavailableError, WireError) as error:
+            raise self._broken(error) from None
+        return self.settled(slip)
+
     def submit(self, batch: NDArray[np.float32], wishes: Wishes) -> Slip:
         """Sends a request; waits only while as many as may be are under way.
 
@@ -196,7 +224,7 @@ class Session:
             GearshiftError: what came instead of an answer.
         """
         while not slip.done:
-            self.receive(self._due_ns())
+            self.receive(self._due_ns(len(self._owed)))
         return slip.given()
 
     def receive(self, due_ns: int = 0) -> None:
@@ -214,10 +242,7 @@ class Session:
             size, kind = self.link.receive(due_ns, self._rehearse)
             self._take(self.link.frame, size, kind)
         except (UnavailableError, WireError) as error:
-            self.end(str(error))
-            if isinstance(error, WireError):
-                raise UnavailableError(str(error)) from None
-            raise
+            raise self._broken(error) from None
 
     def buffer(self, images: int) -> NDArray[np.float32]:
         """An array in shared memory.
@@ -260,11 +285,15 @@ class Session:
         try:
             self.link.send(*parts, descriptors=descriptors)
         except UnavailableError as error:
-            self.end(str(error))
-            raise
+            raise self._broken(error) from None
+
+    def _broken(self, error: UnavailableError | WireError) -> UnavailableError:
+        """Ends the connection for what has gone wrong on it; what to raise."""
+        self.end(str(error))
+        return UnavailableError(str(error)) if isinstance(error, WireError) else error
 
     def _take(self, frame: bytearray, size: int, kind: int) -> None:
-        if kind == Kind.ANSWER:
+        if kind == _ANSWER:
             reply = wire.read_answer(frame, size)
             self._last, self._last_bytes = reply, size
             if (slip := self._owed.pop(reply.id, None)) is not None:
@@ -303,11 +332,11 @@ class Session:
             energy_source,
         )
 
-    def _due_ns(self) -> int:
-        """When the answer may come that is waited for, as the last one did, if it is the only one and comes regularly;
+    def _due_ns(self, owed: int) -> int:
+        """When the answer may come that is waited for, if it is the only one that is owed and the last one came regularly;
         0 = nobody knows."""
         last = self._last
-        if not self.link.looks or last is None or len(self._owed) != 1:
+        if not self.link.looks or last is None or owed != 1:
             return 0
         if last.queue_ms >= _AT_ONCE_MS or last.infer_ms >= _LONGEST_LOOKED_FOR_MS:
             return 0
@@ -316,13 +345,10 @@ class Session:
     def _rehearse(self) -> None:
         """Reads the last answer again, for the processor's caches."""
         frame, size = self.link.frame, self._last_bytes
-        if wire.kind_of(frame, size) != Kind.ANSWER:
-            return
-        reply = wire.read_answer(frame, size)
-        if not reply.flags & wire.LOGITS_IN_REGION:
-            slip = Slip(None, None)
-            slip.settle(self._answer(reply, frame, size, None), None)
-            slip.given()
+        if wire.kind_of(frame, size) == _ANSWER:
+            reply = wire.read_answer(frame, size)
+            if not reply.flags & wire.LOGITS_IN_REGION:
+                self._answer(reply, frame, size, None)
 
     def _share(self, arena: Arena) -> None:
         self._control(lambda identifier: wire.region(identifier, arena.number, arena.size_bytes), [arena.descriptor])
