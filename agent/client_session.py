@@ -333,8 +333,7 @@ class Session:
         )
 
     def _due_ns(self, owed: int) -> int:
-        """When the answer may come that is waited for, if it is the only one that is owed and the last one came regularly;
-        0 = nobody knows."""
+        """When the awaited answer may come, if it is the only one owed and the last came regularly; 0 = unknown."""
         last = self._last
         if not self.link.looks or last is None or owed != 1:
             return 0

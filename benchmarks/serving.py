@@ -16,6 +16,8 @@ until shortly before the answer is due, and both sides stay awake for a moment f
 faster than the floor. ``native-sleep`` never looks: the difference between it and the floor is the agent's own.
 ``native-spin`` always looks.
 
+gRPC's client has a process of its own also where it is alone: its threads would slow the other ways down.
+
 With eight clients, each a process that asks again as soon as it is answered, the figure is answers a second over what
 the bare engine gives in a loop of one thread. Clients and agent share the machine's cores, so the clients' own work
 counts as the ways' cost: that is how it is on a device.
@@ -106,15 +108,17 @@ class Rig:
             active = self.inside._pool.current
             assert active is not None
             self.engine = active.resident.engine  # the very one: another would bring weights of its own into the caches
+            apart = [name for name in self._names if name.startswith("grpc")]
             for name in self._names:
-                self._paths[name] = open_path(name, self.live.running, self.shape)
-                stack.callback(self._paths[name].close)
+                if name not in apart:
+                    self._paths[name] = open_path(name, self.live.running, self.shape)
+                    stack.callback(self._paths[name].close)
             context = multiprocessing.get_context("spawn")
             self._paths["floor"] = Floor(context, self._artifact, self._memory)
             stack.callback(self._paths["floor"].close)
-            for rank in range(CLIENTS):
+            for rank, names in enumerate([*[self._names] * CLIENTS, apart]):
                 here, there = context.Pipe()
-                arguments = (there, self.live.running, self.shape, self._names, rank)
+                arguments = (there, self.live.running, self.shape, names, rank)
                 worker = context.Process(target=_client, args=arguments, daemon=True)
                 worker.start()
                 stack.callback(worker.terminate)
@@ -127,22 +131,39 @@ class Rig:
     def __exit__(self, *exception: object) -> None:
         self._ending.close()
 
-    def alone(self, name: str) -> tuple[np.ndarray[Any, Any], Callable[[], Any]]:
-        """(the array to write images into, what asks) for one client."""
+    def alone(self, name: str) -> Callable[[float], list[float]]:
+        """What gives the microseconds of a client's answers for so many seconds; warm."""
+        if name.startswith("grpc"):
+            return lambda seconds: self._apart(name, seconds)
         if name in self._paths:
-            path = self._paths[name]
-            return path.batch, path.ask
+            batch, ask = self._paths[name].batch, self._paths[name].ask
+        elif name == "bare":
+            batch, ask = self.bare()
+        else:
+            batch = _images(self.shape)
+            ask = lambda: self.inside.infer(batch)  # noqa: E731
+        batch[:] = _images(self.shape)
+        for _ in range(_WARM_REQUESTS):
+            ask()
+        return lambda seconds: _block(batch, ask, time.perf_counter() + seconds)
+
+    def bare(self) -> tuple[np.ndarray[Any, Any], Callable[[], Any]]:
+        """(the array to write images into, what asks the engine itself)."""
         batch = _images(self.shape)
-        if name == "bare":
-            return batch, lambda: self.engine.infer(batch)
-        return batch, lambda: self.inside.infer(batch)
+        return batch, lambda: self.engine.infer(batch)
+
+    def _apart(self, name: str, seconds: float) -> list[float]:
+        _, pipe = self._workers[CLIENTS]
+        pipe.send((name, time.perf_counter(), seconds))
+        took: list[float] = pipe.recv()[0]
+        return took
 
     def together(self, name: str, seconds: float) -> tuple[list[float], float]:
         """(microseconds of every answer that the eight got, seconds from the first request to the last answer)."""
         begin = time.perf_counter() + 0.05
-        for _, pipe in self._workers:
+        for _, pipe in self._workers[:CLIENTS]:
             pipe.send((name, begin, seconds))
-        got = [pipe.recv() for _, pipe in self._workers]
+        got = [pipe.recv() for _, pipe in self._workers[:CLIENTS]]
         return [value for took, _ in got for value in took], max(ended for _, ended in got) - begin
 
     @property
@@ -274,17 +295,13 @@ def _block(batch: np.ndarray[Any, Any], ask: Callable[[], Any], until: float) ->
 def _alone(rig: Rig, quiet: Quiet, names: list[str], rounds: int, seconds: float) -> list[dict[str, Any]]:
     """One client: medians, p99 and the overhead of every way."""
     sides = {name: rig.alone(name) for name in names}
-    for batch, ask in sides.values():
-        batch[:] = _images(rig.shape)
-        for _ in range(_WARM_REQUESTS):
-            ask()
     took: dict[str, list[list[float]]] = {name: [] for name in names}
     order, chance = list(names), random.Random(0)
 
     def measure(number: int) -> dict[str, list[float]]:
         chance.shuffle(order)
         gc.collect()
-        return {name: _block(*sides[name], time.perf_counter() + seconds) for name in order}
+        return {name: sides[name](seconds) for name in order}
 
     for blocks in quiet.rounds(rounds, measure):
         for name, block in blocks.items():
@@ -313,7 +330,7 @@ def _alone(rig: Rig, quiet: Quiet, names: list[str], rounds: int, seconds: float
 
 def _together(rig: Rig, quiet: Quiet, names: list[str], rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Eight clients: answers a second over the bare engine's, and latencies."""
-    batch, ask = rig.alone("bare")
+    batch, ask = rig.bare()
     rates: dict[str, list[float]] = {name: [] for name in ("bare", *names)}
     took: dict[str, list[float]] = {name: [] for name in ("bare", *names)}
     order, chance = list(rates), random.Random(1)
