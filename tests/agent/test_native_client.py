@@ -206,6 +206,25 @@ def test_a_frame_is_slept_for_until_shortly_before_it_is_due_and_again_when_it_i
         link.close()
 
 
+def test_a_buffer_that_is_asked_for_in_a_loop_gets_its_own_answers_whatever_comes_between(client, images, helpers):
+    buffer, session = client.buffer(), client._session
+    for turn in range(5):
+        buffer[:] = images[turn : turn + 1]
+        if turn == 2:
+            buffer[:] = np.nan
+            with pytest.raises(InputError, match="finite"):
+                client.infer(buffer)
+            continue
+        if turn == 3:  # as if somebody had given up waiting: the answer to another request comes first
+            late = bytearray(session._prepared.head)
+            wire.set_id(late, 99_999)
+            session.link.send(late)
+        np.testing.assert_array_equal(client.infer(buffer).logits, helpers.expected("s100", images[turn : turn + 1]))
+        assert not session._owed
+    session.link.close()  # as a broken connection: another one takes over
+    np.testing.assert_array_equal(client.infer(buffer).logits, helpers.expected("s100", images[4:]))
+
+
 def test_a_rehearsal_changes_nothing_whatever_came_last(make_agent, make_native, images, helpers):
     server = make_native(make_agent(), max_images=4096)
     wide = np.resize(images, (3000, 1, 4, 4))  # its logits come in the region
