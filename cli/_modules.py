@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from torch import nn
 
-    from subnets.bundle import Architecture
+    from subnets.bundle import Architecture, Bundle
     from subnets.data import Dataset
 
 _MODULE_HELP = "package.module:factory, code of yours that builds the full network; imported and run."
@@ -95,6 +95,26 @@ class OwnNetwork:
         given = {text.partition("=")[0] for text in arguments}
         own = {name: value for name, value in described.arguments.items() if name in given}
         return msgspec.structs.replace(described, arguments=own)
+
+    def bundle(self, checkpoint: Path | None, arguments: tuple[str, ...]) -> Bundle | None:
+        """The bundle that CHECKPOINT is; None where it is none.
+
+        Raises:
+            InputError: it is damaged, or something that it brings along is given beside it.
+        """
+        from subnets.bundle import Bundle
+        from subnets.errors import InputError
+        from subnets.modules import use
+
+        if checkpoint is None or not (checkpoint / "bundle.json").is_file():
+            return None
+        brings = ("arch", "input_shape", "mean", "std", "labels")
+        given = [f"--{name.replace('_', '-')}" for name in brings if getattr(self, name) is not None]
+        if given or arguments:
+            raise InputError(f"{checkpoint} is a bundle and brings its own {', '.join(given or ['--argument'])}")
+        if self.module is not None:
+            use(self.module)
+        return Bundle.open(checkpoint)
 
     def network(self, checkpoint: Path | None, described: Architecture) -> nn.Module:
         """The trained network: with the checkpoint's weights, or with those the user's factory gives it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -70,6 +71,8 @@ def command(
 ) -> None:
     """Sample nested subnets from the trained network in CHECKPOINT (.safetensors, .pt, .pth, .th).
 
+    CHECKPOINT may be a bundle, too: another ladder is sampled from its full network, which brings its own --arch.
+
     A network of your own is named as --module package.module:factory; its factory may bring the trained weights along,
     then CHECKPOINT is left out. --argument gives the factory its arguments.
 
@@ -77,6 +80,7 @@ def command(
 
     \b
     gearshift sample resnet20.safetensors --arch resnet20 --data cifar-10-batches-py --out bundles/mine
+    gearshift sample bundles/mine --data cifar-10-batches-py --budgets 0.2,0.4,0.6,0.8,1 --align 4 --out bundles/five
     gearshift sample resnet18.pth --arch resnet18 --data imagenet --align 16 --out bundles/r18
     gearshift sample mine.pth --module my_nets:small --argument width=32 --data images --input-shape 3,64,64 \\
         --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 --out bundles/mine
@@ -88,14 +92,18 @@ def command(
     from subnets.data import load
     from subnets.errors import InputError
     from subnets.groups import trace_with
-    from subnets.sampling import SampleOptions, checkpoint_record, sample
+    from subnets.sampling import SampleOptions, as_bundled, checkpoint_record, full_network, sample
 
     try:
         shares = tuple(float(part) for part in budgets.split(","))
     except ValueError:
         raise InputError(f"--budgets '{budgets}' is not a list of shares; write for example 0.25,0.5,1") from None
     dataset = own.describe(load(data, image_size=own.image_size(image_size)))
-    described = own.architecture(arguments, dataset)
+    source = own.bundle(checkpoint, arguments)
+    if source:
+        described, dataset = source.manifest.architecture, as_bundled(source, dataset)
+    else:
+        described = own.architecture(arguments, dataset)
     options = SampleOptions(
         budgets=shares,
         score=score,
@@ -106,7 +114,7 @@ def command(
         per_mac=per_mac,
         sort=sort,
     )
-    network = own.network(checkpoint, described)
+    network = full_network(source) if source else own.network(checkpoint, described)
     latency_ms = None
     if allocation == "latency":
         latency_ms = lookup(
@@ -119,7 +127,11 @@ def command(
             threads=threads,
             path=widths_file or out.resolve().with_name(f"{out.resolve().name}.widths.json"),
         )
-    trained = checkpoint_record(checkpoint) if checkpoint else {"factory": described.name}
+    trained: dict[str, Any] = {"factory": described.name}
+    if source:
+        trained = {"bundle": source.name, "key": source.key, "made": source.manifest.provenance}
+    elif checkpoint:
+        trained = checkpoint_record(checkpoint)
     made = {"pretraining": trained, "sampled": record()}
     where = checked_device(device)
     bundle = sample(network, described, dataset, options, out, latency_ms=latency_ms, device=where, provenance=made)

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from subnets.joint import JointObjective, JointOptions
 from subnets.private import rearranged
 from subnets.proof import prove, prove_groups
 from subnets.spec import SubnetSpec
-from subnets.supernet import Supernet, extract, sort_channels
+from subnets.supernet import Supernet, extract, open_network, sort_channels
 from subnets.team import ALONE, Team
 from subnets.training import Progress, Recipe, accuracy, logits, recalibrate, to_tensor, train
 
@@ -88,6 +88,29 @@ def checkpoint_record(path: Path) -> dict[str, Any]:
             record: dict[str, Any] = msgspec.json.decode(text)
             return record
     return {"checkpoint": path.name}
+
+
+def full_network(bundle: Bundle) -> nn.Module:
+    """A bundle's full network as a plain one, to sample another ladder from.
+
+    Raises:
+        InputError: its largest subnet is not the full network, or its tensors do not fit its architecture.
+    """
+    largest = bundle.ladder[-1]
+    if any(largest.widths[group.name] != group.width for group in bundle.manifest.groups):
+        raise InputError(f"bundle '{bundle.name}' has lost its full network: '{largest.name}' is its largest subnet")
+    return open_network(bundle, largest.name)
+
+
+def as_bundled(bundle: Bundle, dataset: Dataset) -> Dataset:
+    """The data as a bundle's networks take them: normalised its way, under its names of the classes.
+
+    Raises:
+        InputError: they are of another shape or number of classes.
+    """
+    check_data(bundle, dataset)
+    spec = bundle.input
+    return msgspec.structs.replace(dataset, mean=spec.mean, std=spec.std, classes=bundle.labels)
 
 
 class SampleOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -343,8 +366,15 @@ def card(manifest: Manifest) -> str:
 
 
 def _commands(provenance: dict[str, Any]) -> list[str]:
-    made = [step["command"] for step in provenance.values() if isinstance(step, dict) and "command" in step]
+    made = list(_commands_of(provenance))
     return ["Commands:", "", "```sh", *made, "```", ""] if made else []
+
+
+def _commands_of(provenance: dict[str, Any]) -> Iterator[str]:
+    """In the order in which they were given; a bundle may have been made from another's network."""
+    for step in provenance.values():
+        if isinstance(step, dict):
+            yield from [step["command"]] if "command" in step else _commands_of(step)
 
 
 def _top1(network: nn.Module, dataset: Dataset, split: Split) -> float:

@@ -47,6 +47,42 @@ def test_from_scratch_to_a_trained_bundle(gearshift, few_digits, tmp_path):
     assert [path.name for path in (tmp_path / "bundles").iterdir()] == ["mine"]
 
 
+def test_another_ladder_is_sampled_from_a_bundles_full_network(gearshift, few_digits, bundle, tmp_path):
+    import torch
+
+    from subnets import from_pretrained
+
+    assert gearshift("train", bundle, "--data", "digits", *QUICK).code == 0
+    result = gearshift("sample", bundle, "--data", "digits", "--budgets", "0.4,0.7,1", "--align", 4, "--out", "other")
+    assert result.code == 0, result.err
+    before, after = Bundle.open(bundle), Bundle.open(tmp_path / "other")
+    assert after.ladder.names == ("s40", "s70", "s100")
+    assert (after.input, after.labels) == (before.input, before.labels)
+    images = torch.randn(4, *before.input.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = from_pretrained(bundle)(images), from_pretrained(tmp_path / "other")(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    made = after.manifest.provenance["pretraining"]
+    assert (made["bundle"], made["key"], made["made"]) == ("toy", before.key, before.manifest.provenance)
+    commands = (tmp_path / "other" / "README.md").read_text().partition("```sh\n")[2].partition("```")[0].splitlines()
+    assert [command.split()[1] for command in commands] == ["train", "sample"]
+    again = gearshift("train", "other", "--data", "digits", *QUICK)
+    assert again.code == 0, again.err
+
+
+def test_what_a_bundle_brings_along_is_not_given_beside_it(refused, few_digits, bundle):
+    command = ("sample", bundle, "--data", "digits", "--out", "x")
+    assert "is a bundle and brings its own --arch" in refused(*command, "--arch", "tinynet")
+    assert "is a bundle and brings its own --argument" in refused(*command, "--argument", "width=8")
+
+
+def test_a_bundle_without_its_full_network_is_no_source(gearshift, refused, few_digits, made):
+    command = ("sample", made / "tinynet.safetensors", "--arch", "tinynet", "--data", "digits", "--score", "norm")
+    assert gearshift(*command, "--budgets", "0.3,0.6", "--out", "half").code == 0
+    told = refused("sample", "half", "--data", "digits", "--out", "x")
+    assert "'half' has lost its full network: 's60' is its largest subnet" in told
+
+
 def test_a_bundle_can_be_trained_from_inside_its_own_folder(gearshift, few_digits, bundle, monkeypatch):
     key = Bundle.open(bundle).key
     monkeypatch.chdir(bundle)
