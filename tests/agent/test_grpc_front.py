@@ -129,7 +129,7 @@ from subnets.errors import UnavailableError
 from types import SimpleNamespace as Any
 
 bundle = Any(name="m", input=Any(shape=(1, 4, 4)), ladder=Any(names=("s1",)))
-agent = Any(bundle=bundle, table=Any(rows=[Any(subnet="s1")]))
+agent = Any(bundle=bundle, table=Any(rows=[Any(subnet="s1", threads=1)]))
 try:
     FrontDoors(agent, ServeSection(port=0, grpc_socket=sys.argv[1]))
 except UnavailableError as error:
