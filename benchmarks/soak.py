@@ -31,6 +31,7 @@ from common import provenance
 from soak_agent import PLATEAU_S, SHORTENED, Faults
 from soak_device import Crowd, Device, Memory, references
 
+from agent.guard import LONGEST_BACKOFF_S
 from backends.openvino import OpenVINOBackend
 from calibration import table as tables
 from calibration.measure import Settings, calibrate
@@ -41,7 +42,7 @@ from subnets.errors import GearshiftError
 
 _CLIENTS = 3
 _SEEN_IN_S = 30.0  # a fault must show in explain
-_AFTER_A_HANG_S = 150.0  # an engine that hung stays away for a minute
+_AFTER_A_QUARANTINE_S = LONGEST_BACKOFF_S + _SEEN_IN_S  # an engine that is not asked cannot fail
 
 
 class Fault:
@@ -179,7 +180,7 @@ class Soak:
         yield held(small, switched("engine hangs, the smallest", rf"^engine hung: {small}", engines={small: "hangs"}))
         for name in names:
             shows = rf"^engine failed: {name}: .*told to fail"
-            fails = switched(f"engine fails, {name}", shows, within_s=_AFTER_A_HANG_S, engines={name: "fails"})
+            fails = switched(f"engine fails, {name}", shows, within_s=_AFTER_A_QUARANTINE_S, engines={name: "fails"})
             yield held(name, fails)
         yield switched("sensor fails", r"^lost: temperature_c: soak-thermometer failed", sensor="fails")
         yield switched("sensor absurd", r"^not sensible, taken as unknown: temperature_c", sensor="absurd")
