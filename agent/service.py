@@ -37,6 +37,7 @@ from policies import registry as policy_registry
 from policies.base import Goals, Policy
 from subnets import Bundle
 from subnets.errors import GearshiftError, InputError, MismatchError, UnavailableError
+from subnets.heap import share_one_heap
 
 if TYPE_CHECKING:
     from agent.front_doors import FrontDoors
@@ -205,6 +206,7 @@ class Service:
         Raises:
             InputError, UnavailableError, EngineError: it could not start.
         """
+        share_one_heap()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
         with Instance() as instance:

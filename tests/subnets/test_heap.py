@@ -1,4 +1,4 @@
-"""Freed memory stays: counted in page faults, in a process of its own, since malloc is set for good."""
+"""What malloc does afterwards, seen from outside, in a process of its own, since it is set for good."""
 
 import platform
 import subprocess
@@ -25,6 +25,38 @@ print(before, faults())
 """
 
 
+THREADS = """
+import ctypes, sys, threading
+from subnets.heap import share_one_heap
+
+if sys.argv[1] == "shared":
+    assert share_one_heap()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+places, met = [], threading.Barrier(8)
+
+def take():
+    met.wait()
+    places.append(libc.malloc(1024))
+    met.wait()
+
+threads = [threading.Thread(target=take) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+heap = next(line for line in open("/proc/self/maps") if "[heap]" in line).split()[0]
+begin, end = (int(place, 16) for place in heap.split("-"))
+print(sum(begin <= place < end for place in places))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+@pytest.mark.parametrize(("how", "inside"), [("shared", 8), ("default", 0)])
+def test_threads_take_from_one_heap_once_told(root, how, inside):
+    run = subprocess.run([sys.executable, "-c", THREADS, how], cwd=root, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) == inside
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_repeated_large_allocations_stop_faulting_in_pages(root):
     run = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, text=True, check=False)
@@ -38,4 +70,4 @@ def test_elsewhere_it_does_nothing(monkeypatch):
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: pytest.fail("called"))
-    assert not heap.keep_freed_memory()
+    assert not heap.keep_freed_memory() and not heap.share_one_heap()
