@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Wishes = tuple[float | None, str | None, float | None, str | None]  # deadline ms, subnet, minimum accuracy, stream
-_AT_ONCE_MS = 0.02  # what an answer waits for the engine where nobody else is there
 _LONGEST_LOOKED_FOR_MS = 5.0  # a longer answer comes too irregularly, and waking up is little beside it
 _ANSWER = int(Kind.ANSWER)
 _INLINE_BYTES = wire.FRAME_BYTES - wire.REQUEST_BYTES
@@ -137,8 +136,11 @@ class Session:
     def ask(self, batch: NDArray[np.float32], wishes: Wishes) -> Answer:
         """Sends a request and waits for its answer: :meth:`submit` and :meth:`settled` in one.
 
-        What a client in a loop asks takes a short way: a processor that has just slept, or another engine's work done,
-        runs each line of this as if for the first time.
+        What a client in a loop asks takes a short way: a processor that has just slept runs each line as if for the
+        first time.
+
+        Raises:
+            GearshiftError: as :meth:`submit` and :meth:`settled`.
         """
         prepared = self._prepared
         if self._owed or prepared is None or prepared.place is None or not prepared.fits(batch, wishes):
@@ -337,7 +339,7 @@ class Session:
         last = self._last
         if not self.link.looks or last is None or owed != 1:
             return 0
-        if last.queue_ms >= _AT_ONCE_MS or last.infer_ms >= _LONGEST_LOOKED_FOR_MS:
+        if last.queue_ms >= wire.AT_ONCE_MS or last.infer_ms >= _LONGEST_LOOKED_FOR_MS:
             return 0
         return self._sent_ns + int(last.infer_ms * 1e6)
 

@@ -36,7 +36,6 @@ _SEND, _RECEIVE = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL), int(socket.MSG
 _TRUNCATED = int(socket.MSG_TRUNC)
 _LOOK_NS = 300_000  # how long the next frame is looked for, where the client says that it comes at once
 _BRIEF_NS = 150_000  # the same where it did so the last time
-_AT_ONCE_MS = 0.02  # what an answer waits for the engine where nobody else is there
 _SEND_BUFFER_BYTES = 2 * wire.FRAME_BYTES  # the kernel doubles it, for what it needs itself
 
 
@@ -207,7 +206,7 @@ class Connection:
         alone = False
         try:
             answer = self._model.infer(asked.batch, asked.wishes)
-            alone = answer.queue_ms < _AT_ONCE_MS
+            alone = answer.queue_ms < wire.AT_ONCE_MS
             reply = self._requests.reply(asked.head, identifier, answer)
         except Exception as error:
             reply = failure(identifier, error)

@@ -34,6 +34,7 @@ STREAM_BYTES = 56  # of the longest name of a stream
 ALIGNMENT = 64  # of offsets in a region
 LOGITS_IN_REGION = 1  # flag of a request and its answer
 MORE_SOON = 2  # flag of a request: the next one follows its answer at once
+AT_ONCE_MS = 0.02  # an answer that waited less for the engine had it to itself
 
 Buffer = bytes | bytearray | memoryview
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import json
 import multiprocessing
@@ -141,7 +142,7 @@ class Rig:
             batch, ask = self.bare()
         else:
             batch = _images(self.shape)
-            ask = lambda: self.inside.infer(batch)  # noqa: E731
+            ask = functools.partial(self.inside.infer, batch)
         batch[:] = _images(self.shape)
         for _ in range(_WARM_REQUESTS):
             ask()

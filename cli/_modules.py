@@ -110,8 +110,9 @@ class OwnNetwork:
             return None
         brings = ("arch", "input_shape", "mean", "std", "labels")
         given = [f"--{name.replace('_', '-')}" for name in brings if getattr(self, name) is not None]
-        if given or arguments:
-            raise InputError(f"{checkpoint} is a bundle and brings its own {', '.join(given or ['--argument'])}")
+        given += ["--argument"] * bool(arguments)
+        if given:
+            raise InputError(f"{checkpoint} is a bundle and brings its own {', '.join(given)}; leave that out")
         if self.module is not None:
             use(self.module)
         return Bundle.open(checkpoint)

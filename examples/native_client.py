@@ -1,6 +1,6 @@
 """A neighbour of the agent: sends the digits' test images over shared memory and counts what comes back.
 
-    gearshift run bundles/digits --native /tmp/gearshift.sock      # in one terminal
+    gearshift run bundles/digits --native gearshift.sock           # in one terminal
     python examples/native_client.py                               # in another
 
 Several requests are kept under way, so that preparing the next image and answering the last one overlap. What the agent

@@ -123,7 +123,7 @@ def test_a_client_that_looks_for_its_answers_tells_the_agent_to_look_for_its_req
 @pytest.fixture
 def regular(monkeypatch):
     """Answers are regular however long they take on this machine."""
-    monkeypatch.setattr(client_session, "_AT_ONCE_MS", 1e6)
+    monkeypatch.setattr(wire, "AT_ONCE_MS", 1e6)
     monkeypatch.setattr(client_session, "_LONGEST_LOOKED_FOR_MS", 1e6)
 
 
@@ -162,11 +162,11 @@ def test_an_answer_is_due_when_the_one_before_has_told_how_long_they_take(
         assert dues[0] == dues[1] == 0  # one of several: which comes first is open
 
 
-@pytest.mark.parametrize("limit", ["_AT_ONCE_MS", "_LONGEST_LOOKED_FOR_MS"])
+@pytest.mark.parametrize("limit", [(wire, "AT_ONCE_MS"), (client_session, "_LONGEST_LOOKED_FOR_MS")])
 def test_after_an_answer_that_waited_or_took_long_nobody_knows_when_the_next_is_due(
     server, images, monkeypatch, regular, dues, limit
 ):
-    monkeypatch.setattr(client_session, limit, -1.0)
+    monkeypatch.setattr(*limit, -1.0)
     server._model.spare_core = True
     with Client(server.path) as client:
         assert [client.infer(images[:1]).subnet for _ in range(3)] == ["s100"] * 3

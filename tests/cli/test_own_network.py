@@ -103,6 +103,19 @@ def test_a_network_of_ones_own_is_sampled_trained_and_exported(gearshift, own_bu
     assert exported.code == 0 and "s50" in exported.out, exported.err
 
 
+def test_another_ladder_is_sampled_from_a_bundle_of_ones_own_network(gearshift, refused, own_bundle, code, forget):
+    command = ("sample", "own", "--data", "digits", "--budgets", "0.4,1", "--align", 2, "--out", "again")
+    result = gearshift(*command, "--module", code)
+    assert result.code == 0, result.err
+    made = Bundle.open(own_bundle.parent / "again")
+    assert (
+        made.ladder.names == ("s40", "s100")
+        and made.manifest.architecture == Bundle.open(own_bundle).manifest.architecture
+    )
+    forget()
+    assert f"add --module {code}" in refused(*command)
+
+
 def test_with_its_exports_a_bundle_needs_the_code_no_more(gearshift, refused, own_bundle, code, forget, tmp_path):
     import torch
 
