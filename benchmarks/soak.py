@@ -5,7 +5,8 @@ Three parts, one after the other, on one device with one journal and one state f
 1. *Faults*, until ``--minutes`` are over: clients ask in bursts and are killed; engines fail, hang and dawdle, sensors
    fail, lie, hang and freeze, the policy fails and dawdles, the disk is full, the wall clock is set, a hard limit is
    reached; holds come and go, the configuration is reloaded, sound and unsound. Each fault must show in ``explain``.
-2. *Memory*, measured in part 1 once engines have hung and been loaded anew: each of these costs the memory of one.
+2. *Memory*, measured in part 1 once engines have hung and been loaded anew: each of these costs the memory of one. A
+   heap takes a while to find its size, so the slope of the second half is told, too: what leaks goes on.
 3. *Kills*: ``--kills`` times SIGKILL at a random moment, while starting or while answering; each time the hold, the
    time until which the battery must last, and the policy's state must be there again.
 
@@ -84,7 +85,7 @@ class Soak:
         self.faults: list[dict[str, Any]] = []
         self.holds = self.reloads = self.refused_reloads = 0
         self.memory = Memory(device.pid)
-        self.memory_since_s = 0.0
+        self.memory_since_s = self.memory_half_s = 0.0
         self._next_s = 0.0
 
     def run(self, ends_s: float) -> None:
@@ -103,6 +104,7 @@ class Soak:
             self.live(self.random.uniform(2.0, 8.0))
             if time.monotonic() < ends_s - 60.0:
                 self.suffer(self.random.choice(brief))
+        self.memory_half_s = (self.memory_since_s + time.monotonic()) / 2
         self.memory.end()
 
     def live(self, seconds: float) -> None:
@@ -165,8 +167,10 @@ class Soak:
         def held(subnet: str, fault: Fault) -> Fault:
             """With this subnet in use; nobody would meet its engine otherwise."""
 
+            for_s = fault.within_s + fault.lasts_s + _SEEN_IN_S  # not over before the wait for it is
+
             def begin() -> None:
-                device.ask("POST", "/gearshift/hold", {"subnet": subnet, "for_s": 300.0, "reason": fault.name})
+                device.ask("POST", "/gearshift/hold", {"subnet": subnet, "for_s": for_s, "reason": fault.name})
                 fault.begin()
 
             def end() -> None:
@@ -364,6 +368,7 @@ def main() -> None:
             "memory": {
                 "rss": soak.memory.growth(soak.memory_since_s, anonymous=False),
                 "anonymous": soak.memory.growth(soak.memory_since_s, anonymous=True),
+                "anonymous_second_half": soak.memory.growth(soak.memory_half_s, anonymous=True),
             },
             "kills": {
                 **kills,

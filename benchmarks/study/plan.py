@@ -140,6 +140,7 @@ def _controls(sampling: SampleOptions, uniform: SampleOptions) -> tuple[Arm, ...
     )
 
 
+_PER_MS = _but(allocation="latency", budgets=(0.55, 0.7, 0.85, 1.0))
 _PAPER = _but(score="norm", allocation="threshold", limits=Limits(align=1))
 
 STUDIES: tuple[Study, ...] = (
@@ -207,7 +208,12 @@ STUDIES: tuple[Study, ...] = (
                 what="progressive search with re-selection, nominated by noise",
                 sampling=_but(score="noise", allocation="progressive"),
             ),
-            Arm(name="per-ms", what="greedy by loss per measured ms", sampling=_but(allocation="latency")),
+            Arm(
+                name="per-ms",
+                what="greedy by loss per measured ms, budgets in ms (floors alone take 40 % of them)",
+                sampling=_PER_MS,
+                latency=True,
+            ),
             Arm(name="unsorted", what="channels as training left them", sampling=_but(sort=False)),
             Arm(name="no-distillation", what="labels only", sampling=_OURS, joint=JointOptions(soft=0.0)),
             Arm(
@@ -272,7 +278,7 @@ STUDIES: tuple[Study, ...] = (
             Arm(
                 name="per-ms",
                 what="greedy by loss per measured ms, budgets in ms",
-                sampling=_but(allocation="latency", budgets=(0.55, 0.7, 0.85, 1.0)),
+                sampling=_PER_MS,
                 latency=True,
             ),
         ),
