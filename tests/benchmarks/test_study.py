@@ -212,6 +212,17 @@ def test_the_bundle_that_ships_is_held_against_what_was_asked_of_it(study, root,
     assert f"Missed: {name} by 0.25 points. " in text and "| -0.25 |" in text and "All of it" not in text
 
 
+def test_the_finer_ladder_that_ships_is_told_in_full_and_costs_little(study, root):
+    bundle = Bundle.open(root / "bundles" / study.results.NINE)
+    entries = bundle.manifest.subnets
+    text = study.results.nine(bundle)
+    assert len(entries) == 9 and all(f"| {entry.name} | " in text for entry in entries)
+    unknown = (msgspec.structs.replace(entries[0], accuracy=None), *entries[1:])
+    bundle.manifest = msgspec.structs.replace(bundle.manifest, subnets=unknown)
+    with pytest.raises(InputError, match=f"the accuracy of '{entries[0].name}' is missing"):
+        study.results.nine(bundle)
+
+
 def test_a_study_that_ran_on_a_gpu_alone_has_no_empty_part_for_the_cpu(study, small, recorded, tmp_path):
     record = recorded[1]["joint"]
     plan = study.runs.planned(small, small.arm("joint"), "cuda")
