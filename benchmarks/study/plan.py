@@ -210,7 +210,7 @@ STUDIES: tuple[Study, ...] = (
             ),
             Arm(
                 name="per-ms",
-                what="greedy by loss per measured ms, budgets in ms (floors alone take 40 % of them)",
+                what="greedy by loss per measured ms, budgets in ms",
                 sampling=_PER_MS,
                 latency=True,
             ),

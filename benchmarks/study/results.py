@@ -121,7 +121,11 @@ def nine(bundle: Bundle) -> str:
             f"| {100 * found.value:.2f} | {100 * found.low:.2f} to {100 * found.high:.2f} |"
         )
     card = f"[its card](../bundles/{bundle.name}/README.md)"
-    how = f"Sampled from the full network of {SHIPPED} and trained on for a short while: {card}."
+    added, full_size = bundle.added()
+    how = (
+        f"Sampled from the full network of {SHIPPED} and trained on for a short while: {card}. What the smaller "
+        f"subnets add to the full network is {sum(added.values()) / full_size:.1%} of its size."
+    )
     return "\n".join([*lines, "", how, ""])
 
 

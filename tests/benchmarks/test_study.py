@@ -217,6 +217,8 @@ def test_the_finer_ladder_that_ships_is_told_in_full_and_costs_little(study, roo
     entries = bundle.manifest.subnets
     text = study.results.nine(bundle)
     assert len(entries) == 9 and all(f"| {entry.name} | " in text for entry in entries)
+    added, full_size = bundle.added()
+    assert sum(added.values()) < 0.08 * full_size
     unknown = (msgspec.structs.replace(entries[0], accuracy=None), *entries[1:])
     bundle.manifest = msgspec.structs.replace(bundle.manifest, subnets=unknown)
     with pytest.raises(InputError, match=f"the accuracy of '{entries[0].name}' is missing"):
